@@ -1,0 +1,65 @@
+"""How far each token is learned from the old model: 1 wholly, 0 not at all (then from the new one)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pytest_muscle.adapter.config import Mask
+
+USES_STUDENT = frozenset({"student_wrong", "token_likelihood", "sequence_likelihood"})
+USES_OLD = frozenset({"old_correct", "token_likelihood", "sequence_likelihood", "truth_weighted"})
+USES_NEW = frozenset({"truth_weighted"})
+
+
+def old_weight(
+    mask: Mask,
+    student: Tensor | None,
+    old: Tensor | None,
+    new: Tensor | None,
+    targets: Tensor,
+    sequence: Tensor | None = None,
+) -> Tensor:
+    """The weight of the old teacher for each of n tokens, shape [n]; no gradient flows through it.
+
+    ``student``, ``old`` and ``new`` are logits, [n, vocabulary]; only those that the mask uses are looked
+    at. ``targets`` [n] are the tokens that follow, ``sequence`` [n] the text that each belongs to.
+
+    ``student_wrong`` is the paper's mask (equation 2); ``old_correct``, ``old_only``,
+    ``token_likelihood`` and ``sequence_likelihood`` (the summed log-likelihoods of the text's tokens are
+    compared) are those of its ablation. ``truth_weighted`` is a soft mask, p_old(y) / (p_old(y) +
+    p_new(y)): each teacher counts as far as it believes in the text.
+    """
+    if mask == "old_only":
+        return torch.ones(len(targets), device=targets.device)
+    if mask == "student_wrong":
+        return (_given(student).argmax(-1) != targets).float()
+    if mask == "old_correct":
+        return (_given(old).argmax(-1) == targets).float()
+    truth_old = target_loglikelihood(_given(old), targets)
+    if mask == "truth_weighted":
+        return torch.sigmoid(truth_old - target_loglikelihood(_given(new), targets))
+    truth_student = target_loglikelihood(_given(student), targets)
+    if mask == "sequence_likelihood":
+        return sequence_weight(truth_student, truth_old, _given(sequence))
+    return (truth_student < truth_old).float()
+
+
+def sequence_weight(student: Tensor, old: Tensor, sequence: Tensor) -> Tensor:
+    """1 for the tokens of each text whose summed log-likelihood [n] is lower under the student."""
+    gap = (old - student).new_zeros(int(sequence.max()) + 1 if len(sequence) else 0)
+    return (gap.index_add(0, sequence, old - student) > 0).float()[sequence]
+
+
+def target_loglikelihood(logits: Tensor, targets: Tensor) -> Tensor:
+    """log p(target) in nats, [n], of logits [n, vocabulary]."""
+    return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+
+
+def _given(value: Tensor | None) -> Tensor:
+    assert value is not None, "the mask needs what it was not given"
+    return value

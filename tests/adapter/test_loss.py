@@ -1,0 +1,217 @@
+"""The loss and its masks against a naive implementation in float64, and by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import pytest
+import torch
+
+from pytest_muscle.adapter.config import Mask, Recipe
+from pytest_muscle.adapter.loss import IGNORED, TokenLogits, compatibility_loss, token_loss
+from pytest_muscle.adapter.masks import old_weight
+
+BATCH, TOKENS, VOCABULARY, WIDTH = 3, 7, 11, 5
+
+
+def naive_weight(mask, student, old, new, labels):
+    """Token by token, as the definitions are written."""
+    weights = {}
+    likelihoods = {}
+    for b in range(len(labels)):
+        for i in range(labels.shape[1] - 1):
+            y = int(labels[b, i + 1])
+            if y == IGNORED:
+                continue
+            p_student, p_old, p_new = (torch.softmax(m[b, i], -1)[y] for m in (student, old, new))
+            likelihoods[b, i] = (p_student.log(), p_old.log())
+            weights[b, i] = {
+                "student_wrong": float(int(student[b, i].argmax()) != y),
+                "old_correct": float(int(old[b, i].argmax()) == y),
+                "old_only": 1.0,
+                "token_likelihood": float(p_student < p_old),
+                "truth_weighted": float(p_old / (p_old + p_new)),
+                "sequence_likelihood": None,
+            }[mask]
+    if mask == "sequence_likelihood":
+        for b, i in weights:
+            of_text = [pair for (row, _), pair in likelihoods.items() if row == b]
+            weights[b, i] = float(sum(s for s, _ in of_text) < sum(o for _, o in of_text))
+    return weights
+
+
+def naive_loss(student, old, new, labels, recipe):
+    weights = naive_weight(recipe.mask, student.detach(), old, new, labels)
+    total = torch.zeros((), dtype=torch.float64)
+    for (b, i), weight in weights.items():
+        softened = [torch.softmax(m[b, i] / recipe.temperature, -1) for m in (student, old, new)]
+        from_old, from_new = ((teacher * (teacher / softened[0]).log()).sum() for teacher in softened[1:])
+        entropy = -torch.softmax(student[b, i], -1)[labels[b, i + 1]].log()
+        kl = weight * from_old + (1 - weight) * from_new
+        c = recipe.cross_entropy_weight
+        total = total + (1 - c) * kl + c * entropy
+    return total / len(weights)
+
+
+def batch(dtype, padding):
+    generator = torch.Generator().manual_seed(3)
+    draw = [
+        torch.randn(BATCH, TOKENS, VOCABULARY, generator=generator, dtype=torch.float64) for _ in range(3)
+    ]
+    labels = torch.randint(VOCABULARY, (BATCH, TOKENS), generator=generator)
+    # Some tokens are what a model expects, or the masks would hardly differ.
+    labels[:, 1::3] = draw[0][:, 0:-1:3].argmax(-1)
+    labels[:, 2::3] = draw[1][:, 1:-1:3].argmax(-1)
+    if padding == "right":
+        labels[1, 4:] = IGNORED
+        labels[2, 2:] = IGNORED
+    elif padding == "left":
+        labels[1, :3] = IGNORED
+        labels[2, :5] = IGNORED
+    return [logits.to(dtype) for logits in draw], labels
+
+
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("mask", get_args(Mask))
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_loss_and_gradient_are_the_naive_ones(mask, share, temperature, padding, dtype, tolerance):
+    recipe = Recipe(mask, temperature, share)
+    (student, old, new), labels = batch(dtype, padding)
+    student.requires_grad_()
+    loss = compatibility_loss(student, old, new, labels, recipe)
+    loss.backward()
+
+    exact, labels = batch(torch.float64, padding)
+    exact[0].requires_grad_()
+    expected = naive_loss(*exact, labels, recipe)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), abs=tolerance)
+    torch.testing.assert_close(student.grad.double(), exact[0].grad, atol=tolerance, rtol=0)
+
+
+def test_the_masks_differ_on_the_data_above():
+    (student, old, new), labels = batch(torch.float64, "left")
+    rows = labels[:, 1:] != IGNORED
+    sequence = torch.arange(BATCH)[:, None].expand_as(rows)[rows]
+    flat = [logits[:, :-1][rows] for logits in (student, old, new)]
+    weights = {
+        mask: old_weight(mask, *flat, labels[:, 1:][rows], sequence).tolist() for mask in get_args(Mask)
+    }
+    assert len({tuple(weight) for weight in weights.values()}) == len(weights)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 1000])
+def test_chunks_change_nothing(monkeypatch, chunk):
+    (student, old, new), labels = batch(torch.float64, "right")
+    monkeypatch.setattr("pytest_muscle.adapter.loss._CHUNK_ELEMENTS", {"cpu": chunk * VOCABULARY})
+    for mask in get_args(Mask):
+        recipe = Recipe(mask, 2.0, 0.25)
+        expected = naive_loss(student, old, new, labels, recipe).item()
+        assert compatibility_loss(student, old, new, labels, recipe).item() == pytest.approx(
+            expected, abs=1e-12
+        )
+
+
+def test_from_hidden_states_as_from_logits():
+    generator = torch.Generator().manual_seed(1)
+    n, padded = 9, VOCABULARY + 3
+    targets = torch.randint(VOCABULARY, (n,), generator=generator)
+    heads = [torch.randn(size, WIDTH, generator=generator).double() for size in (padded, VOCABULARY, padded)]
+    biases = [torch.randn(size, generator=generator).double() for size in (padded, VOCABULARY, padded)]
+    states = [torch.randn(n, WIDTH, generator=generator).double() for _ in range(3)]
+    results = []
+    for fused in (True, False):
+        leaf = states[0].clone().requires_grad_()
+        inputs = [leaf, *states[1:]]
+        if fused:
+            sources = [
+                TokenLogits(s, VOCABULARY, w, b) for s, w, b in zip(inputs, heads, biases, strict=True)
+            ]
+        else:
+            sources = [
+                TokenLogits(s @ w.T + b, VOCABULARY) for s, w, b in zip(inputs, heads, biases, strict=True)
+            ]
+        loss = token_loss(*sources, targets, Recipe("student_wrong", 2.0, 0.5))
+        loss.total.backward()
+        results.append((loss.total.item(), loss.from_old.item(), leaf.grad))
+    assert results[0][:2] == pytest.approx(results[1][:2], abs=1e-12)
+    torch.testing.assert_close(results[0][2], results[1][2])
+
+
+def test_three_tokens_by_hand():
+    """Two entries, T = 1: the student's, old's and new's probabilities of entry 0 are given."""
+    student, old, new = [0.5, 0.8, 0.4], [0.9, 0.6, 0.7], [0.6, 0.9, 0.2]
+    labels = torch.tensor([[0, 1, 0, 0]])
+
+    def logits(probabilities):
+        rows = [[math.log(p), math.log(1 - p)] for p in [*probabilities, 0.5]]
+        return torch.tensor([rows], dtype=torch.float64)
+
+    def kl(p, q):
+        return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+
+    # The tokens that follow are 1, 0, 0. The student's best entries are 0 (a tie goes to the first), 0 and 1:
+    # wrong, right, wrong; so tokens one and three come from the old model.
+    expected = (kl(0.9, 0.5) + kl(0.9, 0.8) + kl(0.7, 0.4)) / 3
+    loss = compatibility_loss(logits(student), logits(old), logits(new), labels, Recipe("student_wrong"))
+    assert loss.item() == pytest.approx(expected, abs=1e-12)
+    assert expected == pytest.approx(0.20, abs=0.01)
+
+    entropy = -(math.log(0.5) + math.log(0.8) + math.log(0.4)) / 3
+    mixed = compatibility_loss(
+        logits(student), logits(old), logits(new), labels, Recipe("student_wrong", cross_entropy_weight=0.25)
+    )
+    assert mixed.item() == pytest.approx(0.75 * expected + 0.25 * entropy, abs=1e-12)
+
+
+def test_wrong_choices_do_not_enter_the_cross_entropy():
+    (student, _, _), labels = batch(torch.float64, "none")
+    rows, targets = student[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    truthful = torch.arange(len(targets)) % 2 == 0
+    loss = token_loss(
+        TokenLogits(rows, VOCABULARY),
+        None,
+        None,
+        targets,
+        Recipe(cross_entropy_weight=1.0),
+        truthful=truthful,
+    )
+    expected = torch.nn.functional.cross_entropy(rows[truthful], targets[truthful], reduction="sum")
+    assert loss.total.item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_the_hard_masks_ask_each_teacher_for_its_own_tokens_only():
+    (student, old, new), labels = batch(torch.float64, "none")
+    rows, targets = student[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    asked = {"old": 0, "new": 0}
+
+    class Counted(TokenLogits):
+        def rows(self, wanted):
+            found = super().rows(wanted)
+            asked["old" if self.states is old_rows else "new"] += len(found)
+            return found
+
+    old_rows, new_rows = old[:, :-1].flatten(0, 1), new[:, :-1].flatten(0, 1)
+    loss = token_loss(
+        TokenLogits(rows, VOCABULARY),
+        Counted(old_rows, VOCABULARY),
+        Counted(new_rows, VOCABULARY),
+        targets,
+        Recipe("student_wrong"),
+    )
+    wrong = int((rows.argmax(-1) != targets).sum())
+    assert 0 < wrong < len(targets)
+    assert asked == {"old": wrong, "new": len(targets) - wrong}
+    assert loss.from_old.item() == wrong
+
+
+def test_identical_models_give_no_loss_and_no_gradient():
+    (student, _, _), labels = batch(torch.float64, "none")
+    leaf = student.clone().requires_grad_()
+    loss = compatibility_loss(leaf, student, student, labels, Recipe("student_wrong", 2.0))
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-14)
+    assert leaf.grad.abs().max() < 1e-15
