@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from pytest_muscle.errors import MuscleError, did_you_mean
 
 Task = Literal["multiple_choice", "exact_match", "generation"]
-ChoiceRule = Literal["acc", "acc_norm"]
+ChoiceRule = Literal["acc", "acc_norm", "acc_bytes"]
 Record = dict[str, Any]
 
 SIMILARITIES = ("rouge1", "rouge2", "rougeL", "bertscore")

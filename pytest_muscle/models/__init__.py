@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from pytest_muscle.errors import MuscleError
 from pytest_muscle.golden import GoldenCase
 
 
@@ -31,7 +33,11 @@ Batch = Sequence[tuple[GoldenCase, Response]]
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """How a model is run; every field may stand in ``[tool.pytest-muscle.models.NAME]``."""
+    """How a model is run; all but ``run_id`` may stand in ``[tool.pytest-muscle.models.NAME]``.
+
+    ``run_id`` names the run: a model whose content cannot be told apart by looking at it is asked
+    afresh in every run, unless its ``revision`` says what it is.
+    """
 
     device: str = "auto"
     dtype: str = "auto"
@@ -40,7 +46,7 @@ class ModelOptions:
     trust_remote_code: bool = False
     allow_pickle: bool = False
     revision: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    run_id: str = ""
 
 
 class Model(Protocol):
@@ -59,6 +65,9 @@ class Model(Protocol):
     stored: bool
     """Whether the responses are already on disk, so that the store need not keep them."""
 
+    notices: list[str]
+    """What the user should hear about this model's responses, filled in by ``respond``."""
+
     def respond(self, cases: Sequence[GoldenCase]) -> Iterator[Batch]:
         """Answer the cases in the model's own order, batch by batch, each case exactly once."""
         ...
@@ -66,3 +75,39 @@ class Model(Protocol):
     def close(self) -> None:
         """Free the weights, so that the other model can be loaded."""
         ...
+
+
+_KINDS = {
+    "recorded": "pytest_muscle.models.recorded:RecordedModel",
+    "lm-eval": "pytest_muscle.models.lm_eval:LmEvalModel",
+    "python": "pytest_muscle.models.python:PythonModel",
+}
+_LOCAL = "pytest_muscle.models.local:LocalModel"
+_FILES = ("recorded", "lm-eval")
+
+
+def open_model(spec: str, options: ModelOptions | None = None) -> Model:
+    """Return the model that a spec names, without loading it.
+
+    Raises MuscleError where the spec is of no known kind or what it names does not exist.
+    """
+    kind, colon, target = spec.partition(":")
+    if colon and not target:
+        raise MuscleError(f"model '{spec}': nothing stands after the colon")
+    place = _KINDS.get(kind) if colon else None
+    if colon and place is None and not Path(spec).exists() and len(kind) > 1:
+        kinds = ", ".join(f"{name}:" for name in _KINDS)
+        raise MuscleError(f"model '{spec}': unknown kind '{kind}:'; the kinds are {kinds} a path or a hub id")
+    module, _, name = (place or _LOCAL).partition(":")
+    model: Model = getattr(import_module(module), name)(spec, options or ModelOptions())
+    return model
+
+
+def absolute_spec(spec: str, folder: Path) -> str:
+    """Return the spec with the path in it, if it has one, starting from ``folder``."""
+    kind, colon, target = spec.partition(":")
+    if colon and kind in _FILES:
+        return f"{kind}:{folder / Path(target).expanduser()}"
+    path = folder / Path(spec).expanduser()
+    is_path = spec.startswith((".", "/", "~")) or path.exists()
+    return str(path) if is_path and not (colon and kind in _KINDS) else spec

@@ -1,0 +1,169 @@
+"""Two models' results on the golden cases, with every figure that a report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pytest_muscle.flips import CaseResult, Flip
+from pytest_muscle.gates import Gate, Outcome, Verdict, decide, outcome
+from pytest_muscle.metrics import Metrics, measure, slice_members
+from pytest_muscle.models import Response
+from pytest_muscle.store import encode_response
+
+if TYPE_CHECKING:
+    import pandas
+
+SCHEMA = "pytest-muscle/1"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """A model as the user named it, and the digest of its content."""
+
+    spec: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetMetrics:
+    """The metrics of one golden dataset and of each of its slices (``lang=de``)."""
+
+    metrics: Metrics
+    slices: Mapping[str, Metrics]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The selected cases under both models, and the gates.
+
+    ``beside`` holds results of unselected cases whose responses were at hand: the gates count them,
+    the reports do not. ``planned`` are the gates as they were before any response came.
+    """
+
+    old: ModelIdentity
+    new: ModelIdentity
+    results: Sequence[CaseResult]
+    beside: Sequence[CaseResult] = ()
+    planned: Sequence[Gate] = ()
+    notices: Sequence[str] = ()
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """The metrics over all datasets."""
+        return measure(self.results)
+
+    @cached_property
+    def datasets(self) -> dict[str, DatasetMetrics]:
+        """The metrics of each dataset, in the order of the cases."""
+        measured = {}
+        for name, results in self._by_dataset(self.results).items():
+            slices = slice_members(results, lambda result: result.case)
+            whole = measure(slices.pop(""))
+            measured[name] = DatasetMetrics(whole, {key: measure(slices[key]) for key in sorted(slices)})
+        return measured
+
+    @cached_property
+    def gates(self) -> list[Gate]:
+        """The gates, judged."""
+        members = {
+            name: slice_members(results, lambda result: result.case)
+            for name, results in self._by_dataset([*self.results, *self.beside]).items()
+        }
+        return [decide(gate, members.get(gate.dataset, {}).get(gate.slice, ())) for gate in self.planned]
+
+    @cached_property
+    def outcomes(self) -> dict[tuple[str, str], Outcome]:
+        """What becomes of each case, by its key."""
+        gates: dict[str, list[Gate]] = {}
+        for gate in self.gates:
+            gates.setdefault(gate.dataset, []).append(gate)
+        return {r.case.key: outcome(r, gates.get(r.case.dataset, [])) for r in self.results}
+
+    @property
+    def passed(self) -> bool:
+        """Whether the release may go out: no case failed or could not be judged, and no gate failed."""
+        bad = (Verdict.FAILED, Verdict.ERROR)
+        return not any(each.verdict in bad for each in self.outcomes.values()) and not any(
+            gate.passed is False for gate in self.gates
+        )
+
+    def of(self, flip: Flip) -> list[CaseResult]:
+        """Return the results with this flip."""
+        return [result for result in self.results if result.flip is flip]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON result, schema ``pytest-muscle/1``."""
+        return {
+            "schema": SCHEMA,
+            "old": {"spec": self.old.spec, "fingerprint": self.old.fingerprint},
+            "new": {"spec": self.new.spec, "fingerprint": self.new.fingerprint},
+            "metrics": self.metrics.to_dict(),
+            "datasets": {
+                name: {
+                    "metrics": dataset.metrics.to_dict(),
+                    "slices": {key: metrics.to_dict() for key, metrics in dataset.slices.items()},
+                }
+                for name, dataset in self.datasets.items()
+            },
+            "gates": [gate.to_dict() for gate in self.gates],
+            "adapter": None,
+            "cases": [self._case(result) for result in self.results],
+        }
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return one row a case: what was asked, both answers, flip, outcome and size."""
+        import pandas
+
+        return pandas.DataFrame([_row(result, self.outcomes[result.case.key]) for result in self.results])
+
+    def _case(self, result: CaseResult) -> dict[str, Any]:
+        case, decided = result.case, self.outcomes[result.case.key]
+        return {
+            "id": case.id,
+            "dataset": case.dataset,
+            "task": case.task,
+            "tags": dict(case.tags),
+            "flip": result.flip and str(result.flip),
+            "outcome": str(decided.verdict),
+            "reason": decided.reason,
+            "old": _side(result.old, result.old_grade.answer, result.old_grade.correct, result.old_grade.score),
+            "new": _side(result.new, result.new_grade.answer, result.new_grade.correct, result.new_grade.score),
+            "delta": result.delta,
+        }
+
+    @staticmethod
+    def _by_dataset(results: Sequence[CaseResult]) -> dict[str, list[CaseResult]]:
+        grouped: dict[str, list[CaseResult]] = {}
+        for result in results:
+            grouped.setdefault(result.case.dataset, []).append(result)
+        return grouped
+
+
+def _side(
+    response: Response | None, answer: str | int | None, correct: bool | None, score: float | None
+) -> dict[str, Any]:
+    plain = encode_response(response) if response else {}
+    return {**plain, "answer": answer, "correct": correct, "score": score}
+
+
+def _row(result: CaseResult, decided: Outcome) -> dict[str, Any]:
+    case = result.case
+    return {
+        "dataset": case.dataset,
+        "id": case.id,
+        "task": case.task,
+        **{f"tag.{name}": value for name, value in case.tags.items()},
+        "truth": case.answer,
+        "flip": result.flip and str(result.flip),
+        "outcome": str(decided.verdict),
+        "old_answer": result.old_grade.answer,
+        "new_answer": result.new_grade.answer,
+        "old_correct": result.old_grade.correct,
+        "new_correct": result.new_grade.correct,
+        "old_score": result.old_grade.score,
+        "new_score": result.new_grade.score,
+        "delta": result.delta,
+    }

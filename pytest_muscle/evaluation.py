@@ -1,0 +1,58 @@
+"""Models x golden cases -> responses: what the store lacks is asked, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+from pytest_muscle.golden import GoldenCase
+from pytest_muscle.models import Model, Response
+from pytest_muscle.store import Store
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""``progress(title, total)`` opens a display; what it gives is called with each count of cases done."""
+
+Key = tuple[str, str]
+
+
+@contextmanager
+def silent(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show no progress."""
+    yield lambda count: None
+
+
+def held(model: Model, cases: Sequence[GoldenCase], store: Store) -> dict[Key, Response]:
+    """Return the responses that are there without asking the model anything."""
+    if model.stored:
+        return {case.key: response for batch in model.respond(cases) for case, response in batch}
+    digests = {case.key: case.request_digest() for case in cases}
+    found = store.get(model.fingerprint, list(set(digests.values())))
+    return {key: found[digest] for key, digest in digests.items() if digest in found}
+
+
+def ask(
+    model: Model, cases: Sequence[GoldenCase], store: Store, progress: Progress, title: str
+) -> dict[Key, Response]:
+    """Return a response to every case, asking the model only for those that the store lacks.
+
+    Each batch is stored before the next is asked, so that a killed run goes on where it was. Only one
+    process asks a model at a time; the others wait and then find its responses in the store. A response
+    with an error is not stored: the next run asks again.
+    """
+    responses = held(model, cases, store)
+    if len(responses) == len(cases):
+        return responses
+    with store.lock(model.fingerprint):
+        responses = held(model, cases, store)
+        missing = [case for case in cases if case.key not in responses]
+        if missing:
+            with progress(title, len(missing)) as advance:
+                for batch in model.respond(missing):
+                    responses.update((case.key, response) for case, response in batch)
+                    store.put(
+                        model.fingerprint,
+                        [(case.request_digest(), response) for case, response in batch if response.error is None],
+                    )
+                    advance(len(batch))
+    model.close()
+    return responses

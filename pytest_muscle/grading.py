@@ -1,0 +1,249 @@
+"""Response -> Grade: is the answer right, what is it, and how near does it come."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from pytest_muscle.errors import MuscleError
+from pytest_muscle.golden import GoldenCase, compile_expression
+from pytest_muscle.models import Response
+
+Similarity = Callable[[str, Sequence[tuple[str, Sequence[str]]]], list[float]]
+"""``similarity(metric, [(text, references), ...])`` gives the best score of each text in [0, 1]."""
+
+EXTRACTION_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """What a response is worth.
+
+    ``correct`` is None for generation, which has a ``score`` instead. ``answer`` is what is compared
+    between the models: the index of the choice, the extracted and normalised answer, or the text;
+    None when the model gave none. ``error`` says why a response could not be judged at all.
+    """
+
+    correct: bool | None
+    answer: str | int | None
+    score: float | None
+    error: str | None = None
+
+
+def grade(
+    cases: Sequence[GoldenCase], responses: Sequence[Response | None], similarity: Similarity
+) -> list[Grade]:
+    """Grade one model's responses; ``responses[i]`` answers ``cases[i]``, None being a missing one."""
+    grades: list[Grade | None] = [None] * len(cases)
+    similar: dict[str, list[int]] = defaultdict(list)
+    for i, (case, response) in enumerate(zip(cases, responses, strict=True)):
+        if response is None:
+            grades[i] = _unjudged("no response to this case")
+        elif response.error is not None:
+            grades[i] = _unjudged(response.error)
+        elif case.task == "multiple_choice":
+            grades[i] = _grade_choice(case, response)
+        elif response.text is None:
+            grades[i] = _unjudged("the response has no text")
+        elif case.task == "exact_match":
+            grades[i] = _grade_exact(case, response.text)
+        else:
+            similar[case.metric].append(i)
+    for metric, indices in similar.items():
+        pairs = [(responses[i].text or "", cases[i].answer) for i in indices]  # type: ignore[union-attr]
+        for i, score in zip(indices, similarity(metric, pairs), strict=True):  # type: ignore[arg-type]
+            grades[i] = Grade(None, responses[i].text, score)  # type: ignore[union-attr]
+    return [each for each in grades if each is not None]
+
+
+def _unjudged(reason: str) -> Grade:
+    return Grade(None, None, None, reason)
+
+
+# Multiple choice ----------------------------------------------------------------------------------
+
+
+def _grade_choice(case: GoldenCase, response: Response) -> Grade:
+    if response.loglikelihoods:
+        problem = _check_loglikelihoods(case, response.loglikelihoods)
+        if problem:
+            return _unjudged(problem)
+        choice = best_choice(case, response.loglikelihoods)
+    elif response.choice is not None:
+        choice = response.choice
+        if not 0 <= choice < len(case.choices):
+            return _unjudged(f"choice {choice} is not one of the {len(case.choices)} choices")
+    else:
+        return _unjudged("the response has neither 'loglikelihoods' nor 'choice'")
+    correct = choice in case.answer
+    return Grade(correct, choice, float(correct))
+
+
+def _check_loglikelihoods(case: GoldenCase, values: Sequence[float]) -> str | None:
+    if len(values) != len(case.choices):
+        return f"{len(values)} log-likelihoods for {len(case.choices)} choices"
+    if any(math.isnan(value) for value in values):
+        return "a log-likelihood is NaN; the model's numbers overflow (try another dtype)"
+    return None
+
+
+def best_choice(case: GoldenCase, loglikelihoods: Sequence[float]) -> int:
+    """Return the chosen index; the first of equals, as numpy's argmax and lm-evaluation-harness.
+
+    Under ``acc_norm`` each log-likelihood is divided by its choice's length in characters, under
+    ``acc_bytes`` by that in UTF-8 bytes: the names and rules of lm-evaluation-harness 0.4.
+    """
+    values = loglikelihoods
+    if case.choice_rule != "acc":
+        values = [v / _length(case, choice) for v, choice in zip(values, case.choices, strict=True)]
+    return max(range(len(values)), key=lambda i: values[i])
+
+
+def _length(case: GoldenCase, choice: str) -> int:
+    return len(choice) if case.choice_rule == "acc_norm" else len(choice.encode("utf-8", "surrogatepass"))
+
+
+# Exact match --------------------------------------------------------------------------------------
+
+
+def _grade_exact(case: GoldenCase, text: str) -> Grade:
+    try:
+        extracted = extract(case.extract, text) if case.extract else text
+    except TimeoutError:
+        return _unjudged(f"the expression {case.extract!r} took over {EXTRACTION_SECONDS:g} s on the response")
+    answer = normalise(case, extracted)
+    right = {normalise(case, str(accepted)) for accepted in case.answer}
+    correct = answer is not None and answer in right
+    return Grade(correct, answer, float(correct))
+
+
+def extract(expression: str, text: str) -> str:
+    """Return the first group of the last match of ``expression`` in ``text``, or an empty text.
+
+    Raises TimeoutError when the expression backtracks for more than two seconds.
+    """
+    last = None
+    for last in compile_expression(expression).finditer(text, timeout=EXTRACTION_SECONDS):
+        pass
+    return (last.group(1) or "") if last else ""
+
+
+def normalise(case: GoldenCase, answer: str) -> str | None:
+    """Bring an answer to the form that is compared; None when nothing is left of it.
+
+    Surrounding space never counts. Numbers are compared as numbers: ``$1,000.00`` is ``1000``. Digits
+    with a leading zero are left alone: they are codes, not numbers.
+    """
+    answer = answer.strip()
+    if (number := _as_number(answer)) is not None:
+        return number
+    if case.ignore_space:
+        answer = " ".join(answer.split())
+    if case.ignore_case:
+        answer = answer.casefold()
+    return answer or None
+
+
+_NUMBER = re.compile(r"([-+\u2212]?)[$€£¥]?\s?((?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|0|[1-9][0-9]*)?)(\.[0-9]*)?")
+
+
+def _as_number(text: str) -> str | None:
+    match = _NUMBER.fullmatch(text) if len(text) < 400 else None
+    if match is None or not any(character.isdigit() for character in text):
+        return None
+    sign, whole, fraction = match.groups()
+    value = Decimal((whole.replace(",", "") or "0") + (fraction or ""))
+    digits = format(value, "f")
+    digits = digits.rstrip("0").rstrip(".") if "." in digits else digits
+    return f"-{digits}" if sign in ("-", "\u2212") and value else digits
+
+
+# Generation ---------------------------------------------------------------------------------------
+
+
+def make_similarity(bertscore_model: str = "roberta-large", device: str = "auto") -> Similarity:
+    """Return the scorer for every generation metric; what a metric needs is loaded at its first use.
+
+    ``bertscore_model`` is a name that bert-score knows or an encoder's directory.
+    """
+    scorers: dict[str, Callable[[Sequence[tuple[str, Sequence[str]]]], list[float]]] = {}
+
+    def similarity(metric: str, pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
+        if metric not in scorers:
+            if metric.startswith("rouge"):
+                scorers[metric] = _rouge(metric)
+            elif metric == "bertscore":
+                scorers[metric] = _bertscore(bertscore_model, device)
+            else:
+                scorers[metric] = _own_metric(metric)
+        return scorers[metric](pairs)
+
+    return similarity
+
+
+def _rouge(metric: str) -> Callable[[Sequence[tuple[str, Sequence[str]]]], list[float]]:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer([metric])
+
+    def score(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
+        return [float(scorer.score_multi(references, text)[metric].fmeasure) for text, references in pairs]
+
+    return score
+
+
+def _bertscore(model: str, device: str) -> Callable[[Sequence[tuple[str, Sequence[str]]]], list[float]]:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scorer = _open_bertscore(model, device)
+
+    def score(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            texts = [text for text, _ in pairs]
+            _, _, f1 = scorer.score(texts, [list(references) for _, references in pairs])
+        return [float(value) for value in f1]
+
+    return score
+
+
+def _open_bertscore(model: str, device: str):  # type: ignore[no-untyped-def]
+    from bert_score import BERTScorer
+    from bert_score.utils import model2layers
+    from transformers import AutoConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        layers = model2layers.get(model) or AutoConfig.from_pretrained(model).num_hidden_layers
+        return BERTScorer(
+            model_type=model, num_layers=layers, device=None if device == "auto" else device, use_fast_tokenizer=True
+        )
+    except (OSError, ValueError) as error:
+        raise MuscleError(
+            f"bertscore_model {model!r} cannot be loaded: {str(error).splitlines()[0]}; set "
+            "bertscore_model in [tool.pytest-muscle] to an encoder's directory or a model name"
+        ) from None
+
+
+def _own_metric(metric: str) -> Callable[[Sequence[tuple[str, Sequence[str]]]], list[float]]:
+    from pytest_muscle.models.python import load_callable
+
+    function = load_callable(metric)
+
+    def one(text: str, reference: str) -> float:
+        value = function(text, reference)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise MuscleError(f"metric {metric}: must return a finite number, not {value!r}")
+        return float(value)
+
+    def score(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
+        return [max(one(text, reference) for reference in references) for text, references in pairs]
+
+    return score

@@ -1,0 +1,113 @@
+"""``recorded:FILE.jsonl``: responses recorded earlier; no model is needed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytest_muscle.errors import MuscleError
+from pytest_muscle.golden import GoldenCase, Record, check_fields, read_records
+from pytest_muscle.models import Batch, ModelOptions, Response
+
+FIELDS = ("id", "dataset", "text", "choice", "loglikelihoods", "error")
+
+
+class RecordedModel:
+    """Responses of a file, one record a case, found by the case's id.
+
+    ``dataset`` in a record counts only where several golden datasets use the same id. A case without
+    a record gets a response with an error; records without a case are told in ``notices``.
+    """
+
+    stored = True
+
+    def __init__(self, spec: str, options: ModelOptions) -> None:
+        """Note the file; raises MuscleError where there is none."""
+        self.spec = spec
+        self.path = Path(spec.partition(":")[2])
+        self.notices: list[str] = []
+        if not self.path.is_file():
+            raise MuscleError(f"model '{spec}': no such file; record one with --muscle-record DIR")
+        self.fingerprint = file_digest(self.path)
+
+    def respond(self, cases: Sequence[GoldenCase]) -> Iterator[Batch]:
+        """Look every case up; raises MuscleError naming the line of a bad record."""
+        responses = self._read()
+        uses = Counter(case.id for case in cases)
+        yield [(case, self._find(responses.get(case.id, {}), case, uses[case.id])) for case in cases]
+        self._tell_unused(set(responses) - set(uses))
+
+    def _find(self, found: dict[str | None, Response], case: GoldenCase, uses: int) -> Response:
+        if case.dataset in found:
+            return found[case.dataset]
+        if not found:
+            return Response(error=f"{self.path.name} holds no response with id {ascii(case.id)}")
+        if uses > 1 or len(found) > 1:
+            return Response(
+                error=f"several datasets use the id {ascii(case.id)}, and {self.path.name} holds no response "
+                "with it and this 'dataset'"
+            )
+        return next(iter(found.values()))
+
+    def _read(self) -> dict[str, dict[str | None, Response]]:
+        responses: dict[str, dict[str | None, Response]] = {}
+        lines: dict[tuple[str | None, str], int] = {}
+        for line, record in read_records(self.path):
+            try:
+                case_id, dataset, response = _parse(record)
+            except MuscleError as error:
+                raise MuscleError(f"{self.path}:{line}: {error}") from None
+            first = lines.setdefault((dataset, case_id), line)
+            if first != line:
+                raise MuscleError(
+                    f"{self.path}:{line}: a second response with id {ascii(case_id)}, the first is on line {first}"
+                )
+            responses.setdefault(case_id, {})[dataset] = response
+        return responses
+
+    def _tell_unused(self, unused: set[str]) -> None:
+        if unused:
+            named = ", ".join(map(ascii, sorted(unused)[:3])) + (", ..." if len(unused) > 3 else "")
+            self.notices.append(f"{self.path}: {len(unused)} responses have no golden case ({named})")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _parse(record: Record) -> tuple[str, str | None, Response]:
+    check_fields(record, FIELDS, "field")
+    case_id, dataset = record.get("id"), record.get("dataset")
+    if isinstance(case_id, bool) or not isinstance(case_id, str | int):
+        raise MuscleError("field 'id' must name the golden case")
+    if dataset is not None and not isinstance(dataset, str):
+        raise MuscleError("field 'dataset' must be a text")
+    text, choice, values, error = (record.get(name) for name in FIELDS[2:])
+    if text is None and choice is None and values is None and error is None:
+        raise MuscleError("one of the fields 'text', 'choice' and 'loglikelihoods' must be given")
+    for name, value in (("text", text), ("error", error)):
+        if value is not None and not isinstance(value, str):
+            raise MuscleError(f"field '{name}' must be a text, not {ascii(value)[:60]}")
+    if choice is not None and (isinstance(choice, bool) or not isinstance(choice, int)):
+        raise MuscleError(f"field 'choice' must be the index of a choice, not {ascii(choice)[:60]}")
+    return str(case_id), dataset, Response(text, choice, _loglikelihoods(values), error)
+
+
+def _loglikelihoods(values: Any) -> tuple[float, ...]:
+    if values is None:
+        return ()
+    if not isinstance(values, list) or not all(_is_number(value) for value in values):
+        raise MuscleError(f"field 'loglikelihoods' must be a list of numbers, not {ascii(values)[:60]}")
+    return tuple(map(float, values))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,167 @@
+"""One run: settings in, one Comparison out, each response asked at most once."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pytest_muscle.comparison import Comparison, ModelIdentity
+from pytest_muscle.errors import MuscleError
+from pytest_muscle.evaluation import Key, Progress, ask, held, silent
+from pytest_muscle.flips import CaseResult, judge
+from pytest_muscle.gates import Gate, plan
+from pytest_muscle.golden import GoldenCase, read_golden
+from pytest_muscle.grading import grade, make_similarity
+from pytest_muscle.models import Model, ModelOptions, Response, open_model
+from pytest_muscle.settings import ModelSpec, Settings, load_settings
+from pytest_muscle.store import Store
+
+
+class Session:
+    """A run of the plugin or of :func:`compare`.
+
+    Reading a dataset and planning its gates is cheap and happens when asked for; the models are asked
+    when ``comparison`` is first looked at. ``run_id`` is the same in all processes of one run.
+    """
+
+    def __init__(self, settings: Settings, run_id: str = "", progress: Progress = silent) -> None:
+        self.settings = settings
+        self.run_id = run_id or uuid.uuid4().hex
+        self.progress = progress
+        self.selected: Collection[Key] | None = None
+        self._datasets: dict[Path, list[GoldenCase]] = {}
+
+    def cases(self, path: Path) -> list[GoldenCase]:
+        """Return the cases of one golden dataset; raises MuscleError where it cannot be read."""
+        if path not in self._datasets:
+            name = self.settings.dataset_name(path)
+            defaults = self.settings.datasets.get(name)
+            self._datasets[path] = read_golden(path, name, defaults, self.settings.limit)
+        return self._datasets[path]
+
+    def gates(self, path: Path) -> list[Gate]:
+        """Return the gates of one golden dataset, unjudged."""
+        return plan(self.cases(path), self.settings.thresholds)
+
+    def select(self, keys: Collection[Key]) -> None:
+        """Name the cases that may be sent to a model; without this, all of the golden datasets."""
+        self.selected = keys
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """Ask both models for every selected case, and compare."""
+        return self._compare(asking=True)
+
+    def from_store(self) -> Comparison:
+        """Compare by what is at hand, asking no model anything."""
+        return self._compare(asking=False)
+
+    @cached_property
+    def models(self) -> tuple[Model, Model]:
+        """The old and the new model, opened but not loaded."""
+        return self._open(self.settings.old, "old"), self._open(self.settings.new, "new")
+
+    def _open(self, model: ModelSpec, side: str) -> Model:
+        settings = self.settings
+        common = {"device": settings.device, "dtype": settings.dtype, "batch_tokens": settings.batch_tokens}
+        try:
+            return open_model(model.spec, ModelOptions(**{**common, "run_id": self.run_id, **model.options}))
+        except MuscleError as error:
+            raise MuscleError(f"the {side} model: {error}") from None
+
+    def _compare(self, asking: bool) -> Comparison:
+        for path in self.settings.golden:
+            self.cases(path)
+        everything = [case for cases in self._datasets.values() for case in cases]
+        selected = everything
+        if self.selected is not None:
+            wanted = set(self.selected)
+            selected = [case for case in everything if case.key in wanted]
+        sides = [self._responses(model, everything, selected, asking) for model in self.models]
+        results, beside = self._judge(everything, selected, *sides)
+        old, new = self.models
+        return Comparison(
+            old=ModelIdentity(self.settings.old.name, old.fingerprint),
+            new=ModelIdentity(self.settings.new.name, new.fingerprint),
+            results=results,
+            beside=beside,
+            planned=[gate for path in self._datasets for gate in self.gates(path)],
+            notices=[*self._store.notices, *old.notices, *new.notices],
+        )
+
+    def _responses(
+        self, model: Model, everything: Sequence[GoldenCase], selected: Sequence[GoldenCase], asking: bool
+    ) -> Mapping[Key, Response]:
+        found = held(model, everything, self._store)
+        if asking and not model.stored:
+            side = "old" if model is self.models[0] else "new"
+            found.update(ask(model, selected, self._store, self.progress, f"{side} model"))
+        return found
+
+    def _judge(
+        self,
+        everything: Sequence[GoldenCase],
+        selected: Sequence[GoldenCase],
+        old: Mapping[Key, Response],
+        new: Mapping[Key, Response],
+    ) -> tuple[list[CaseResult], list[CaseResult]]:
+        chosen = {case.key for case in selected}
+        cases = [case for case in everything if case.key in chosen or (case.key in old and case.key in new)]
+        olds = [old.get(case.key) for case in cases]
+        news = [new.get(case.key) for case in cases]
+        judged = [
+            judge(*each, self.settings.tolerance)
+            for each in zip(
+                cases,
+                olds,
+                news,
+                grade(cases, olds, self._similarity),
+                grade(cases, news, self._similarity),
+                strict=True,
+            )
+        ]
+        results = [result for result in judged if result.case.key in chosen]
+        return results, [result for result in judged if result.case.key not in chosen]
+
+    @cached_property
+    def _similarity(self) -> Any:
+        return make_similarity(self.settings.bertscore_model, self.settings.device)
+
+    @cached_property
+    def _store(self) -> Store:
+        return Store(self.settings.cache_dir or self._own_folder)
+
+    @property
+    def _own_folder(self) -> Path:
+        return Path(tempfile.gettempdir()) / f"pytest-muscle-{self.run_id}"
+
+    def close(self) -> None:
+        """Close the store, and delete it where nothing is to be kept."""
+        if "_store" in self.__dict__:
+            self._store.close()
+        if self.settings.cache_dir is None:
+            shutil.rmtree(self._own_folder, ignore_errors=True)
+
+
+def compare(old: str, new: str, golden: str | Path | Sequence[str | Path], **options: Any) -> Comparison:
+    """Compare two models on golden datasets, without pytest.
+
+    ``old`` and ``new`` are model specs, ``golden`` paths or patterns. Options are the keys of
+    ``[tool.pytest-muscle]``, such as ``thresholds={"max_nfr": 0.02}``; no file is read for them.
+    Raises MuscleError for anything the caller can mend.
+    """
+    here = Path.cwd()
+    paths = [golden] if isinstance(golden, str | Path) else list(golden)
+    table = {"old": old, "new": new, "golden": [str(path) for path in paths], **options}
+    settings = load_settings(here, here, {}, table=table)
+    assert settings is not None
+    session = Session(settings)
+    try:
+        return session.comparison
+    finally:
+        session.close()

@@ -1,0 +1,355 @@
+"""The command line and ``[tool.pytest-muscle]`` as one immutable, validated object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pytest_muscle.errors import MuscleError, did_you_mean
+
+TABLE = "tool.pytest-muscle"
+THRESHOLDS = ("max_nfr", "max_nfr_mc", "max_accuracy_drop", "max_mean_regression")
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A budget; ``dataset`` and ``slice`` are empty where it holds for all."""
+
+    name: str
+    limit: float
+    dataset: str = ""
+    slice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model as the user wrote it (``name``), its spec with absolute paths, and its own options."""
+
+    name: str
+    spec: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything a run was asked to do; ``sources`` says where each value came from.
+
+    Paths are absolute. ``cache_dir`` is None where no response is to be kept after the run.
+    """
+
+    root: Path
+    old: ModelSpec
+    new: ModelSpec
+    golden: tuple[Path, ...] = ()
+    json: Path | None = None
+    record: Path | None = None
+    limit: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_tokens: int | None = None
+    cache_dir: Path | None = None
+    tolerance: float = 0.0
+    bertscore_model: str = "roberta-large"
+    thresholds: tuple[Threshold, ...] = ()
+    datasets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def dataset_name(self, path: Path) -> str:
+        """Return a dataset's path as people write it: relative to the root where it lies below."""
+        try:
+            return path.relative_to(self.root).as_posix()
+        except ValueError:
+            return path.as_posix()
+
+
+# What can be set ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One setting: its key in pyproject.toml and, with ``--muscle-`` before it, on the command line."""
+
+    key: str
+    parse: Callable[[Any], Any]
+    help: str
+    metavar: str | None = "PATH"
+    repeatable: bool = False
+
+    @property
+    def flag(self) -> str:
+        """The option on the command line."""
+        return f"--muscle-{self.key.replace('_', '-')}"
+
+    @property
+    def dest(self) -> str:
+        """The option's attribute among pytest's."""
+        return f"muscle_{self.key}"
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("must be a text")
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not values or not all(isinstance(v, str) and v for v in values):
+        raise ValueError("must be a text or a list of texts")
+    return tuple(values)
+
+
+def _count(value: Any) -> int:
+    try:
+        number = int(value) if isinstance(value, str) else value
+    except ValueError:
+        number = None
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError("must be a whole number of at least 1")
+    return number
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def _fraction(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError("must be a number between 0 and 1")
+    return float(value)
+
+
+OPTIONS = (
+    Option("old", _text, "the old model, whose users are to keep what works", "SPEC"),
+    Option("new", _text, "the new model, the release to be judged", "SPEC"),
+    Option("golden", _texts, "a golden dataset; may be repeated and hold wildcards", repeatable=True),
+    Option("json", _text, "write the result as JSON"),
+    Option("record", _text, "write both models' responses as JSONL, to be used as recorded:FILE", "DIR"),
+    Option("limit", _count, "take the first N cases of each dataset only", "N"),
+    Option("device", _text, "where local models run: auto, cpu, cuda, cuda:1, mps ...", "DEVICE"),
+    Option("dtype", _text, "their number format: auto, float32, bfloat16, float16", "DTYPE"),
+    Option("batch_tokens", _count, "tokens in one batch of a local model", "N"),
+    Option("cache_dir", _text, "where responses are kept (default: .pytest-muscle)", "DIR"),
+    Option("no_cache", _flag, "neither use nor keep responses of other runs", None),
+)
+_PYPROJECT_ONLY: dict[str, Callable[[Any], Any]] = {"tolerance": _fraction, "bertscore_model": _text}
+_TABLES = ("thresholds", "datasets", "models")
+
+
+# Reading it ---------------------------------------------------------------------------------------
+
+
+def read_table(file: Path) -> dict[str, Any]:
+    """Return ``[tool.pytest-muscle]`` of a TOML file; empty where there is none.
+
+    Raises MuscleError where the file is not valid TOML.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return {}
+    if b"pytest-muscle" not in content:
+        return {}
+    import tomllib
+
+    try:
+        table = tomllib.loads(content.decode("utf-8")).get("tool", {}).get("pytest-muscle", {})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MuscleError(f"{file}: not valid TOML: {error}") from None
+    if not isinstance(table, dict):
+        raise MuscleError(f"{file}: '{TABLE}' must be a table")
+    return table
+
+
+def load_settings(
+    root: Path,
+    cwd: Path,
+    given: Mapping[str, Any],
+    file: Path | None = None,
+    table: Mapping[str, Any] | None = None,
+) -> Settings | None:
+    """Join the command line (``given``, by key) with the project's table; None where no model is named.
+
+    The table is read from ``file`` (default: ``root/pyproject.toml``) unless it is given. Paths on the
+    command line start from ``cwd``, those in the file from its own folder. Raises MuscleError naming
+    the key, its place and the remedy.
+    """
+    file = file or root / "pyproject.toml"
+    table = read_table(file) if table is None else table
+    given = {key: value for key, value in given.items() if value not in (None, False, [])}
+    if not ({"old", "new"} & (given.keys() | table.keys())):
+        return None
+    return _Loader(root, cwd, file, table, given).load()
+
+
+@dataclass(frozen=True, slots=True)
+class _Loader:
+    root: Path
+    cwd: Path
+    file: Path
+    table: Mapping[str, Any]
+    given: Mapping[str, Any]
+
+    def load(self) -> Settings:
+        from pytest_muscle.models import absolute_spec
+
+        keys = [option.key for option in OPTIONS] + [*_PYPROJECT_ONLY, *_TABLES]
+        self._check_keys(self.table, keys, TABLE)
+        values: dict[str, Any] = {}
+        sources: dict[str, str] = {}
+        for option in OPTIONS:
+            if option.key in self.given:
+                values[option.key] = self._parsed(option.parse, self.given[option.key], option.flag)
+                sources[option.key] = option.flag
+            elif option.key in self.table:
+                values[option.key] = self._from_table(option.key, option.parse)
+                sources[option.key] = self.file.name
+        for key, parse in _PYPROJECT_ONLY.items():
+            if key in self.table:
+                values[key] = self._from_table(key, parse)
+                sources[key] = self.file.name
+        for missing, other in (("old", "new"), ("new", "old")):
+            if missing not in values:
+                raise MuscleError(
+                    f"the {other} model is given, the {missing} one is not: add --muscle-{missing}=SPEC "
+                    f"or '{missing}' in [{TABLE}] of {self.file}"
+                )
+        models = self._models()
+        for key in ("old", "new"):
+            name = values[key]
+            values[key] = models.get(name) or ModelSpec(name, absolute_spec(name, self._folder(sources[key])))
+        for key in ("json", "record"):
+            if key in values:
+                values[key] = self._folder(sources[key]) / values[key]
+        values["golden"] = tuple(self._golden(values.get("golden", ()), sources.get("golden", "")))
+        values["cache_dir"] = self._cache_dir(values, sources)
+        return Settings(
+            root=self.root,
+            sources=sources,
+            thresholds=tuple(self._thresholds(self._subtable(self.table, "thresholds", TABLE))),
+            datasets=self._datasets(),
+            **values,
+        )
+
+    def _folder(self, source: str) -> Path:
+        return self.cwd if source.startswith("--") else self.file.parent
+
+    def _cache_dir(self, values: dict[str, Any], sources: Mapping[str, str]) -> Path | None:
+        if values.pop("no_cache", False):
+            return None
+        folder = values.get("cache_dir")
+        return self._folder(sources["cache_dir"]) / folder if folder else self.root / ".pytest-muscle"
+
+    def _golden(self, patterns: Sequence[str], source: str) -> Iterator[Path]:
+        seen = set()
+        for pattern in patterns:
+            for path in _matches(self._folder(source), pattern):
+                if path not in seen:
+                    seen.add(path)
+                    yield path
+
+    def _thresholds(self, table: Mapping[str, Any], dataset: str = "", slice_name: str = "") -> Iterator[Threshold]:
+        place = f"{TABLE}.thresholds"
+        tables = () if slice_name else ("slices",) if dataset else ("slices", "datasets")
+        if dataset:
+            place += f'.datasets."{dataset}"'
+        if slice_name:
+            place += f'.slices."{slice_name}"'
+            if not all(slice_name.partition("=")):
+                raise MuscleError(f"[{place}] in {self.file}: a slice is named tag=value, such as \"lang=de\"")
+        self._check_keys(table, (*THRESHOLDS, *tables), place)
+        for name in THRESHOLDS:
+            if name in table:
+                limit = self._parsed(_fraction, table[name], f"'{name}' in [{place}] of {self.file}")
+                yield Threshold(name, limit, dataset, slice_name)
+        for nested in tables:
+            for name, inner in self._subtable(table, nested, place).items():
+                inner_place = f'{place}.{nested}."{name}"'
+                self._check_table(inner, inner_place)
+                if nested == "slices":
+                    yield from self._thresholds(inner, dataset, name)
+                else:
+                    yield from self._thresholds(inner, name)
+
+    def _datasets(self) -> dict[str, dict[str, Any]]:
+        from pytest_muscle.golden import check_defaults
+
+        datasets = self._subtable(self.table, "datasets", TABLE)
+        for name, defaults in datasets.items():
+            place = f'{TABLE}.datasets."{name}"'
+            self._check_table(defaults, place)
+            try:
+                check_defaults(defaults)
+            except MuscleError as error:
+                raise MuscleError(f"[{place}] in {self.file}: {error}") from None
+        return dict(datasets)
+
+    def _models(self) -> dict[str, ModelSpec]:
+        from pytest_muscle.models import absolute_spec
+
+        models = {}
+        for name, table in self._subtable(self.table, "models", TABLE).items():
+            place = f"{TABLE}.models.{name}"
+            self._check_table(table, place)
+            if "spec" not in table:
+                raise MuscleError(f"key 'spec' is missing in [{place}] of {self.file}; it names the model")
+            self._check_keys(table, ("spec", *MODEL_OPTIONS), place)
+            for key, parse in {"spec": _text, **MODEL_OPTIONS}.items():
+                if key in table:
+                    self._parsed(parse, table[key], f"'{key}' in [{place}] of {self.file}")
+            options = {key: value for key, value in table.items() if key != "spec"}
+            models[name] = ModelSpec(name, absolute_spec(table["spec"], self.file.parent), options)
+        return models
+
+    def _from_table(self, key: str, parse: Callable[[Any], Any]) -> Any:
+        return self._parsed(parse, self.table[key], f"'{key}' in [{TABLE}] of {self.file}")
+
+    def _parsed(self, parse: Callable[[Any], Any], value: Any, place: str) -> Any:
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise MuscleError(f"{place} {error}, not {value!r}") from None
+
+    def _subtable(self, table: Mapping[str, Any], key: str, place: str) -> Mapping[str, Any]:
+        inner = table.get(key, {})
+        self._check_table(inner, f"{place}.{key}")
+        return inner  # type: ignore[no-any-return]
+
+    def _check_table(self, value: Any, place: str) -> None:
+        if not isinstance(value, dict):
+            raise MuscleError(f"[{place}] in {self.file} must be a table, not {value!r}")
+
+    def _check_keys(self, table: Mapping[str, Any], known: Sequence[str], place: str) -> None:
+        for key in table:
+            if key not in known:
+                hint = did_you_mean(key, known) or f"; the keys are {', '.join(known)}"
+                raise MuscleError(f"unknown key '{key}' in [{place}] of {self.file}{hint}")
+
+
+MODEL_OPTIONS: dict[str, Callable[[Any], Any]] = {
+    "device": _text,
+    "dtype": _text,
+    "batch_tokens": _count,
+    "system_prompt": _text,
+    "trust_remote_code": _flag,
+    "allow_pickle": _flag,
+    "revision": _text,
+}
+
+
+def _matches(folder: Path, pattern: str) -> list[Path]:
+    if not any(character in pattern for character in "*?["):
+        path = (folder / pattern).resolve()
+        if not path.is_file():
+            raise MuscleError(f"golden dataset {pattern}: no such file (looked for {path})")
+        return [path]
+    from glob import glob
+
+    paths = [(folder / found).resolve() for found in glob(pattern, root_dir=folder, recursive=True)]
+    if not paths:
+        raise MuscleError(f"golden dataset {pattern}: no file matches in {folder}")
+    return sorted(path for path in paths if path.is_file())

@@ -1,0 +1,167 @@
+"""Responses already computed: resume, reuse, sharing between workers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_muscle.errors import MuscleError
+from pytest_muscle.models import Response
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+VERSION = 1
+_CHUNK = 500
+
+
+class Store:
+    """A SQLite file of responses, keyed by the model's fingerprint and the request's digest.
+
+    Both keys are digests of content, so one model can never be given another's responses. Each batch
+    is one transaction: a killed run keeps every batch that was put. Each row carries a checksum over
+    its keys and its content; a row that does not match is dropped and asked again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open or create ``folder/responses.sqlite``; a damaged file is set aside, not trusted.
+
+        Raises MuscleError where the folder cannot be written or comes from a newer version.
+        """
+        self.path = folder / "responses.sqlite"
+        self.notices: list[str] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            ignore = folder / ".gitignore"
+            if not ignore.exists():
+                ignore.write_text("*\n")
+            try:
+                self._connection = self._open()
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError):
+                    raise
+                self._set_aside(error)
+                self._connection = self._open()
+        except (OSError, sqlite3.OperationalError) as error:
+            raise MuscleError(
+                f"{self.path}: the store of responses cannot be opened: {error}; "
+                "use --muscle-cache-dir DIR or --muscle-no-cache"
+            ) from None
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > VERSION:
+            connection.close()
+            raise MuscleError(
+                f"{self.path}: written by a newer pytest-muscle (format {version}, this one reads "
+                f"{VERSION}); upgrade, or use --muscle-cache-dir DIR"
+            )
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS responses (model TEXT, request TEXT, response TEXT, checksum TEXT, "
+            "PRIMARY KEY (model, request)) WITHOUT ROWID"
+        )
+        connection.execute(f"PRAGMA user_version={VERSION}")
+        return connection
+
+    def _set_aside(self, error: sqlite3.DatabaseError) -> None:
+        aside = self.path.with_name(f"damaged-{time.time_ns()}.sqlite")
+        self.path.replace(aside)
+        for suffix in ("-wal", "-shm"):
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        self.notices.append(f"{self.path}: damaged ({error}); set aside as {aside.name}, starting afresh")
+
+    def get(self, model: str, requests: Sequence[str]) -> dict[str, Response]:
+        """Return the responses held for these request digests."""
+        held: dict[str, Response] = {}
+        damaged = []
+        for start in range(0, len(requests), _CHUNK):
+            chunk = requests[start : start + _CHUNK]
+            marks = ",".join("?" * len(chunk))
+            query = f"SELECT request, response, checksum FROM responses WHERE model = ? AND request IN ({marks})"
+            for request, text, checksum in self._execute(query, (model, *chunk)):
+                if checksum == _checksum(model, request, text):
+                    held[request] = decode_response(json.loads(text))
+                else:
+                    damaged.append(request)
+        if damaged:
+            self.notices.append(f"{self.path}: {len(damaged)} damaged responses dropped; they are asked again")
+            self._put_rows("DELETE FROM responses WHERE model = ? AND request = ?", [(model, r) for r in damaged])
+        return held
+
+    def put(self, model: str, responses: Iterable[tuple[str, Response]]) -> None:
+        """Keep a batch of ``(request digest, response)``; on return it is on disk."""
+        rows = []
+        for request, response in responses:
+            text = json.dumps(encode_response(response))
+            rows.append((model, request, text, _checksum(model, request, text)))
+        self._put_rows("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?)", rows)
+
+    def _put_rows(self, statement: str, rows: list[tuple[str, ...]]) -> None:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.executemany(statement, rows)
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise self._unusable(error) from None
+
+    def _execute(self, query: str, values: tuple[str, ...]) -> list[tuple[str, str, str]]:
+        try:
+            return self._connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: sqlite3.Error) -> MuscleError:
+        return MuscleError(
+            f"{self.path}: the store of responses failed: {error}; free some space or delete the file, "
+            "or use --muscle-cache-dir DIR or --muscle-no-cache"
+        )
+
+    def lock(self, model: str) -> BaseFileLock:
+        """Return a lock between processes on asking this model."""
+        from filelock import FileLock
+
+        name = hashlib.sha256(model.encode()).hexdigest()[:16]
+        return FileLock(self.path.with_name(f"{name}.lock"))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+
+def encode_response(response: Response) -> dict[str, object]:
+    """Return plain data for JSON; an infinite log-likelihood is written as JSON's ``-Infinity``."""
+    plain: dict[str, object] = {}
+    if response.text is not None:
+        plain["text"] = response.text
+    if response.choice is not None:
+        plain["choice"] = response.choice
+    if response.loglikelihoods:
+        plain["loglikelihoods"] = list(response.loglikelihoods)
+    if response.error is not None:
+        plain["error"] = response.error
+    return plain
+
+
+def decode_response(plain: Mapping[str, object]) -> Response:
+    """The inverse of :func:`encode_response`, for data this package wrote."""
+    return Response(
+        text=plain.get("text"),  # type: ignore[arg-type]
+        choice=plain.get("choice"),  # type: ignore[arg-type]
+        loglikelihoods=tuple(plain.get("loglikelihoods", ())),  # type: ignore[arg-type]
+        error=plain.get("error"),  # type: ignore[arg-type]
+    )
+
+
+def _checksum(model: str, request: str, text: str) -> str:
+    return hashlib.sha256(f"{model}\0{request}\0{text}".encode()).hexdigest()[:16]
+
