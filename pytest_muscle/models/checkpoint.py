@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import tempfile
-import warnings
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_muscle.errors import MuscleError
+from pytest_muscle.models.quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,8 +53,7 @@ class Checkpoint:
         """The sha256 of weights, configuration, tokenizer and adapter, wherever they lie."""
         digest = hashlib.sha256()
         for place in (self.base, self.adapter):
-            for file in _content(place) if place else ():
-                name = "gguf" if file == place else file.relative_to(place).as_posix()
+            for name, file in _content(place) if place else ():
                 digest.update(f"{name}\0{_file_digest(file)}\n".encode())
             digest.update(b"\n")
         return digest.hexdigest()
@@ -102,7 +101,7 @@ def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -
     home = checkpoint.base
     if checkpoint.adapter and _has_tokenizer(checkpoint.adapter):
         home = checkpoint.adapter
-    with _quiet(), _explained(checkpoint.spec, "tokenizer", home):
+    with quiet(), _explained(checkpoint.spec, "tokenizer", home):
         directory = converted_gguf(home) if home.is_file() else home
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             directory, padding_side="left", trust_remote_code=trust_remote_code
@@ -124,7 +123,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     target = resolve_device(device)
-    with _quiet(), _explained(checkpoint.spec, "model", checkpoint.base):
+    with quiet(), _explained(checkpoint.spec, "model", checkpoint.base):
         directory = converted_gguf(checkpoint.base) if checkpoint.base.is_file() else checkpoint.base
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
@@ -160,16 +159,16 @@ def resolve_device(name: str) -> torch.device:
             raise MuscleError(
                 f"device {name!r} cannot be used ({_first_line(error)}); use auto, cpu, cuda or cuda:N"
             ) from None
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is None:
         return torch.device("cpu")
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw") or 0)
+    worker = re.fullmatch(r"gw(\d+)", os.environ.get("PYTEST_XDIST_WORKER", ""))
     count = torch.accelerator.device_count()
-    return torch.device(accelerator.type, worker % count) if count > 1 else torch.device(accelerator.type)
+    return torch.device(accelerator.type, (int(worker[1]) if worker else 0) % count)
 
 
 def cache_directory() -> Path:
-    """Where converted checkpoints are kept: ``pytest-muscle`` in ``$XDG_CACHE_HOME``, else in ``~/.cache``."""
+    """Where converted checkpoints are kept: ``$XDG_CACHE_HOME/pytest-muscle``, by default in ``~/.cache``."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "pytest-muscle"
 
@@ -202,7 +201,7 @@ def _convert_gguf(file: Path, directory: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _quiet(), redirect_stderr(StringIO()):
+    with quiet(), redirect_stderr(StringIO()):
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(directory)
         loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         # A model that came out of a GGUF file counts as quantised and refuses to be saved.
@@ -235,7 +234,7 @@ def _download(spec: str, repo: str, revision: str | None, allow_pickle: bool) ->
 
     wanted = [*_CONTENT, *(("*.bin", "*.bin.index.json") if allow_pickle else ())]
     try:
-        with _quiet():
+        with quiet():
             # Subfolders hold other formats of the same weights; templates are the exception.
             place = snapshot_download(
                 repo,
@@ -276,7 +275,7 @@ def _with_base(spec: str, adapter: Path, allow_pickle: bool) -> Checkpoint:
 def _with_adapter(model: PreTrainedModel, checkpoint: Checkpoint, device: torch.device) -> PeftModel:
     from peft import PeftModel
 
-    with _quiet(), _explained(checkpoint.spec, "adapter", checkpoint.adapter or checkpoint.base):
+    with quiet(), _explained(checkpoint.spec, "adapter", checkpoint.adapter or checkpoint.base):
         return PeftModel.from_pretrained(model, str(checkpoint.adapter), torch_device=str(device))
 
 
@@ -309,11 +308,12 @@ def _has(directory: Path, patterns: tuple[str, ...]) -> bool:
     return any(file.is_file() for pattern in patterns for file in directory.glob(pattern))
 
 
-def _content(place: Path) -> list[Path]:
+def _content(place: Path) -> list[tuple[str, Path]]:
     if place.is_file():
-        return [place]
+        return [("gguf", place)]
     patterns = _CONTENT if _has(place, ("*.safetensors",)) else _CONTENT + _PICKLES
-    return sorted({file for pattern in patterns for file in place.glob(pattern) if file.is_file()})
+    files = {file for pattern in patterns for file in place.glob(pattern) if file.is_file()}
+    return sorted((file.relative_to(place).as_posix(), file) for file in files)
 
 
 _digests: dict[tuple[str, int, int], str] = {}
@@ -372,24 +372,6 @@ def _explained(spec: str, part: str, place: Path) -> Iterator[None]:
             f"model {spec!r}: the {part} in {place} cannot be loaded "
             f"({type(error).__name__}: {_first_line(error)}); does it load with transformers itself?"
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' progress bars, log lines and warnings out of people's test output."""
-    from transformers.utils import logging as library
-
-    verbosity, bars = library.get_verbosity(), library.is_progress_bar_enabled()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        library.set_verbosity_error()
-        library.disable_progress_bar()  # type: ignore[no-untyped-call]
-        try:
-            yield
-        finally:
-            library.set_verbosity(verbosity)
-            if bars:
-                library.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _without(content: dict[str, Any], *keys: str) -> dict[str, Any]:

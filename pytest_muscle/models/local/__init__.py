@@ -1,0 +1,143 @@
+"""Local models: transformers causal LMs, GGUF files and PEFT adapters, run on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from pytest_muscle.models import Batch, ModelOptions, Response
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from transformers import PreTrainedModel
+
+    from pytest_muscle.golden import GoldenCase
+    from pytest_muscle.models.checkpoint import Checkpoint
+    from pytest_muscle.models.local.encoding import Encoder
+
+T = TypeVar("T")
+
+_TOO_LARGE = "the device ran out of memory even on this case alone; use a smaller dtype or another device"
+
+
+class LocalModel:
+    """A checkpoint on this machine, answering in batches sized to its memory.
+
+    Multiple choice is scored as lm-evaluation-harness's transformers backend does it; texts are generated
+    greedily, whatever sampling the checkpoint itself suggests.
+    """
+
+    stored = False
+
+    def __init__(self, spec: str, options: ModelOptions) -> None:
+        """Find the checkpoint; raises MuscleError where there is none or a part of it is missing."""
+        from pytest_muscle.models.checkpoint import resolve_checkpoint
+
+        self.spec = spec
+        self._options = options
+        self._checkpoint: Checkpoint = resolve_checkpoint(
+            spec, allow_pickle=options.allow_pickle, revision=options.revision
+        )
+        self._loaded: tuple[PreTrainedModel, Encoder] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the checkpoint, the precision and the system prompt.
+
+        ``auto`` precision follows the device, which is therefore part of it.
+        """
+        options = self._options
+        precision = f"auto on {options.device}" if options.dtype == "auto" else options.dtype
+        parts = [self._checkpoint.fingerprint(), precision, options.system_prompt]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def respond(self, cases: Sequence[GoldenCase]) -> Iterator[Batch]:
+        """Answer the cases batch by batch: choices first, then texts."""
+        if not cases:
+            return
+        choosing = [case for case in cases if case.task == "multiple_choice"]
+        writing = [case for case in cases if case.task != "multiple_choice"]
+        if choosing:
+            yield from self._choose(choosing)
+        if writing:
+            yield from self._write(writing)
+
+    def close(self) -> None:
+        """Free the weights, so that the other model can be loaded."""
+        if self._loaded:
+            from pytest_muscle.models.local.batching import release_memory
+
+            self._loaded = None
+            release_memory()
+
+    def _load(self) -> tuple[PreTrainedModel, Encoder]:
+        if self._loaded is None:
+            from pytest_muscle.models.checkpoint import load_model, load_tokenizer
+            from pytest_muscle.models.local.encoding import Encoder, context_length
+
+            options = self._options
+            tokenizer = load_tokenizer(self._checkpoint, trust_remote_code=options.trust_remote_code)
+            model = load_model(
+                self._checkpoint,
+                device=options.device,
+                dtype=options.dtype,
+                trust_remote_code=options.trust_remote_code,
+            )
+            encoder = Encoder(tokenizer, context_length(model.config, tokenizer), options.system_prompt)
+            self._loaded = (cast("PreTrainedModel", model), encoder)
+        return self._loaded
+
+    def _choose(self, cases: Sequence[GoldenCase]) -> Iterator[Batch]:
+        from pytest_muscle.models.local.batching import scoring_budget
+        from pytest_muscle.models.local.choosing import score
+
+        model, encoder = self._load()
+        asked, requests, refused = _encoded(cases, encoder.choices)
+        if refused:
+            yield refused
+        if not requests:
+            return
+        for batch in score(model, requests, scoring_budget(model, self._options.batch_tokens)):
+            yield [(asked[i], _chosen(scores)) for i, scores in batch]
+
+    def _write(self, cases: Sequence[GoldenCase]) -> Iterator[Batch]:
+        from pytest_muscle.models.local.batching import generation_budget
+        from pytest_muscle.models.local.generation import generate
+
+        model, encoder = self._load()
+        asked, prompts, refused = _encoded(cases, encoder.prompt)
+        if refused:
+            yield refused
+        budget = generation_budget(model, self._options.batch_tokens)
+        for batch in generate(model, encoder.tokenizer, prompts, budget):
+            yield [(asked[i], _written(text)) for i, text in batch]
+
+
+def _encoded(
+    cases: Sequence[GoldenCase], encode: Callable[[GoldenCase], T]
+) -> tuple[list[GoldenCase], list[T], list[tuple[GoldenCase, Response]]]:
+    from pytest_muscle.models.local.encoding import UnaskableError
+
+    asked, requests, refused = [], [], []
+    for case in cases:
+        try:
+            requests.append(encode(case))
+            asked.append(case)
+        except UnaskableError as error:
+            refused.append((case, Response(error=str(error))))
+    return asked, requests, refused
+
+
+def _chosen(scores: tuple[float, ...] | None) -> Response:
+    if scores is None:
+        return Response(error=_TOO_LARGE)
+    if any(math.isnan(score) for score in scores):
+        return Response(error="the model returned NaN as a log-likelihood")
+    return Response(loglikelihoods=scores)
+
+
+def _written(text: str | None) -> Response:
+    return Response(error=_TOO_LARGE) if text is None else Response(text=text)

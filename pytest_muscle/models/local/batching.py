@@ -1,0 +1,105 @@
+"""Batches by token budget: how large, and what happens when memory runs out."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psutil  # type: ignore[import-untyped]
+import torch
+
+from pytest_muscle.models.quiet import quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from transformers import PreTrainedModel
+
+T = TypeVar("T")
+
+_OUT_OF_MEMORY = ("not enough memory", "DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+@dataclass(slots=True)
+class Budget:
+    """The number of tokens that one batch may hold; halved for good when memory runs out."""
+
+    tokens: int
+
+
+def scoring_budget(model: PreTrainedModel, asked: int | None) -> Budget:
+    """The budget of a forward pass that keeps the logits of nearly all its tokens."""
+    # On a CPU a longer row gains nothing in the matrix products and loses in attention.
+    largest = 512 if model.device.type == "cpu" else 4096
+    embeddings: Any = model.get_input_embeddings()
+    return Budget(asked or _affordable(model, largest, 8 * int(embeddings.weight.shape[0])))
+
+
+def generation_budget(model: PreTrainedModel, asked: int | None) -> Budget:
+    """The budget of prompts and new tokens together, whose keys and values stay in memory."""
+    largest = 8192 if model.device.type == "cpu" else 131072
+    return Budget(asked or _affordable(model, largest, 2 * _cache_bytes(model)))
+
+
+def run_in_batches(
+    count: int,
+    budget: Budget,
+    take: Callable[[int, int], int],
+    run: Callable[[int, int], Sequence[T]],
+) -> Iterator[list[tuple[int, T | None]]]:
+    """Run items 0 to ``count`` in batches and yield ``(item, result)`` pairs as each batch is done.
+
+    ``take(start, tokens)`` says where the batch that begins at ``start`` ends, ``run(start, end)`` computes
+    it. When memory runs out the budget is halved and the batch is cut anew; an item that does not fit
+    even alone gets the result None.
+    """
+    start = 0
+    while start < count:
+        end = take(start, budget.tokens)
+        results = _attempt(run, start, end)
+        if results is None and end - start > 1:
+            budget.tokens = max(1, budget.tokens // 2)
+            continue
+        yield list(zip(range(start, end), [None] if results is None else results, strict=True))
+        start = end
+
+
+def release_memory() -> None:
+    """Give freed memory back, so that others can use it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _attempt(run: Callable[[int, int], Sequence[T]], start: int, end: int) -> Sequence[T] | None:
+    try:
+        with quiet():
+            return run(start, end)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Only here, after the handler, are the failed pass's tensors unreferenced.
+    release_memory()
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an accelerator or the CPU's allocator has run out of memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+
+
+def _affordable(model: PreTrainedModel, largest: int, bytes_per_token: int) -> int:
+    device = model.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return max(64, min(largest, int(free) // 2 // max(1, bytes_per_token)))
+
+
+def _cache_bytes(model: PreTrainedModel) -> int:
+    config: Any = getattr(model.config, "text_config", None) or model.config
+    heads = getattr(config, "num_attention_heads", None) or 1
+    size = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 4096) // heads
+    layers = getattr(config, "num_hidden_layers", None) or 32
+    return 2 * layers * (getattr(config, "num_key_value_heads", None) or heads) * size * model.dtype.itemsize

@@ -1,0 +1,77 @@
+"""Log-likelihoods of choices by plain padded batches: the path that every causal LM takes."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from pytest_muscle.models.local.batching import Budget, run_in_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from transformers import PreTrainedModel
+
+    from pytest_muscle.models.local.encoding import Choices
+
+Scores = tuple[float, ...]
+ScoredBatch = list[tuple[int, Scores | None]]
+
+_BLOCK = 64
+
+
+@torch.inference_mode()
+def score(model: PreTrainedModel, requests: Sequence[Choices], budget: Budget) -> Iterator[ScoredBatch]:
+    """Yield ``(index of the request, log-likelihood of each choice in nats)``, longest requests first.
+
+    None stands for a request that does not fit into memory.
+    """
+    order = sorted(range(len(requests)), key=lambda i: -_length(requests[i]))
+
+    def take(start: int, tokens: int) -> int:
+        rows, end = 0, start
+        while end < len(order):
+            rows += len(requests[order[end]])
+            if end > start and rows * _length(requests[order[start]]) > tokens:
+                break
+            end += 1
+        return end
+
+    def run(start: int, end: int) -> list[Scores]:
+        return _forward(model, [requests[i] for i in order[start:end]])
+
+    for batch in run_in_batches(len(order), budget, take, run):
+        yield [(order[item], scores) for item, scores in batch]
+
+
+def token_logprobs(logits: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of ``tokens`` [n] in the ``rows`` [n] of logits [positions, vocabulary], in float32.
+
+    Worked through by blocks of rows, so that the copies stay small.
+    """
+    blocks = torch.split(logits, _BLOCK)
+    normalisers = torch.cat([block.float().logsumexp(-1) for block in blocks])
+    return logits[rows, tokens].float() - normalisers[rows]
+
+
+def _forward(model: PreTrainedModel, batch: Sequence[Choices]) -> list[Scores]:
+    rows = [choice for choices in batch for choice in choices]
+    # Padding on the right needs no mask in a causal model and leaves every position where it was.
+    inputs = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(row.tokens[:-1]) for row in rows], batch_first=True
+    )
+    logits = model(input_ids=inputs.to(model.device), use_cache=False).logits
+    sums = []
+    for row, scores in zip(rows, logits, strict=True):
+        end = len(row.tokens) - 1
+        targets = torch.tensor(row.tokens[-row.scored :], device=logits.device)
+        positions = torch.arange(row.scored, device=logits.device)
+        sums.append(math.fsum(token_logprobs(scores[end - row.scored : end], positions, targets).tolist()))
+    values = iter(sums)
+    return [tuple(next(values) for _ in choices) for choices in batch]
+
+
+def _length(choices: Choices) -> int:
+    return max(len(choice.tokens) for choice in choices)

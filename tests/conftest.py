@@ -1,0 +1,81 @@
+"""Tiny real checkpoints for the tests, and no network."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+pytest_plugins = ["pytester"]
+
+LINES = [
+    "The customer asks where the parcel is. Answer: it is on its way.",
+    "Question: how many apples are left? Answer: 12 apples are left in the box.",
+    "Grüße aus Köln! The bill was paid twice; please give the money back.",
+    "Summary: the order came late, and the customer was not happy about it.",
+]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a Llama of some ten thousand random parameters, its tokenizer and chat template."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny", seed=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with other weights."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-b", seed=1)
+
+
+def save_tiny_model(directory: Path, *, seed: int, **changes: object) -> Path:
+    """Save a tiny Llama with random weights; ``changes`` go into its configuration."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = tiny_tokenizer()
+    settings: dict[str, object] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.5,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": None,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(LlamaConfig(**(settings | changes)))
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def tiny_tokenizer():
+    """A byte-level BPE tokenizer of some 300 tokens that has no padding token of its own."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(
+        LINES,
+        vocab_size=320,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=["<|begin|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"],
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=trained._tokenizer, bos_token="<|begin|>", eos_token="<|end|>"
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
