@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -64,7 +64,7 @@ class Gate:
     """One budget on one dataset or one of its slices.
 
     ``answered`` of ``cases`` cases have both responses; ``passed`` is None where the gate could not be
-    judged, because some have not.
+    judged, because some have not. ``accepted`` flips are left out of ``value`` and ``interval``.
     """
 
     name: str
@@ -76,6 +76,7 @@ class Gate:
     value: float | None = None
     interval: Interval | None = None
     passed: bool | None = None
+    accepted: int = 0
 
     @property
     def scope(self) -> str:
@@ -102,6 +103,7 @@ class Gate:
             return f"{self.answered} of {self.cases} cases answered: {self.name} cannot be judged on a part"
         bounds = f" (95% interval {self.interval[0]:.4f} to {self.interval[1]:.4f})" if self.interval else ""
         word = "within" if self.passed else "over"
+        bounds += f" without {self.accepted} accepted" if self.accepted else ""
         measured = self.name.removeprefix("max_")
         return f"{measured} {self.value:.4f}{bounds} is {word} the budget of {self.limit:g}"
 
@@ -114,6 +116,7 @@ class Gate:
             "value": self.value,
             "interval": list(self.interval) if self.interval else None,
             "passed": self.passed,
+            "accepted": self.accepted,
         }
 
 
@@ -135,11 +138,16 @@ def plan(cases: Sequence[GoldenCase], thresholds: Iterable[Threshold]) -> list[G
     return list(gates.values())
 
 
-def decide(gate: Gate, members: Sequence[CaseResult]) -> Gate:
-    """Judge a gate from the results at hand of its dataset's slice."""
+def decide(gate: Gate, members: Sequence[CaseResult], accepted: Container[tuple[str, str]] = ()) -> Gate:
+    """Judge a gate from the results at hand of its dataset's slice.
+
+    The cases whose keys are ``accepted`` count as if they had not flipped.
+    """
     budget = BUDGETS[gate.name]
     answered = [r for r in members if budget.needs(r.case) and r.old is not None and r.new is not None]
-    metrics = measure(answered)
+    paid = budget.flips or {Flip.NEGATIVE}
+    forgiven = [r for r in answered if r.flip in paid and r.case.key in accepted]
+    metrics = measure([_as_before(r) if r.case.key in accepted else r for r in answered])
     value = budget.value(metrics)
     complete = len(answered) == gate.cases and value is not None
     return replace(
@@ -148,7 +156,14 @@ def decide(gate: Gate, members: Sequence[CaseResult]) -> Gate:
         value=value,
         interval=budget.interval(metrics),
         passed=value <= gate.limit + 1e-12 if complete and value is not None else None,
+        accepted=len(forgiven),
     )
+
+
+def _as_before(result: CaseResult) -> CaseResult:
+    if result.case.task == "generation":
+        return replace(result, flip=Flip.UNCHANGED, delta=0.0)
+    return replace(result, flip=Flip.BOTH_CORRECT if result.old_grade.correct else Flip.BOTH_WRONG, delta=0.0)
 
 
 class Verdict(StrEnum):
@@ -156,6 +171,7 @@ class Verdict(StrEnum):
 
     PASSED = "passed"
     TOLERATED = "tolerated"
+    ACCEPTED = "accepted"
     FAILED = "failed"
     ERROR = "error"
 
@@ -168,8 +184,10 @@ class Outcome:
     reason: str = ""
 
 
-def outcome(result: CaseResult, gates: Sequence[Gate]) -> Outcome:
+def outcome(result: CaseResult, gates: Sequence[Gate], accepted: str | None = None) -> Outcome:
     """Decide what becomes of one case, given the gates of its dataset.
+
+    ``accepted`` is the reason for which its flip is, if it is: then nothing else matters.
 
     A flip fails where no budget is set, where a budget that pays for it is exceeded, and where none
     of them could be judged. Where budgets are set but none pays for this kind of flip, the gates
@@ -180,6 +198,8 @@ def outcome(result: CaseResult, gates: Sequence[Gate]) -> Outcome:
     if result.flip is None or not result.flip.is_regression:
         return Outcome(Verdict.PASSED)
     words = result.flip.words
+    if accepted is not None:
+        return Outcome(Verdict.ACCEPTED, f"{words}, accepted: {accepted or 'no reason given yet'}")
     if not gates:
         return Outcome(Verdict.FAILED, words)
     paying = [gate for gate in gates if gate.covers(result)]

@@ -44,6 +44,11 @@ class Settings:
     new: ModelSpec
     golden: tuple[Path, ...] = ()
     json: Path | None = None
+    report: Path | None = None
+    markdown: Path | None = None
+    history: Path | None = None
+    accept: bool = False
+    strict_accepted: bool = False
     record: Path | None = None
     limit: int | None = None
     device: str = "auto"
@@ -128,6 +133,10 @@ OPTIONS = (
     Option("new", _text, "the new model, the release to be judged", "SPEC"),
     Option("golden", _texts, "a golden dataset; may be repeated and hold wildcards", repeatable=True),
     Option("json", _text, "write the result as JSON"),
+    Option("report", _text, "write a report for people, one HTML file"),
+    Option("markdown", _text, "write a summary in Markdown"),
+    Option("history", _text, "append this run to a JSONL file, whose trend the report draws"),
+    Option("accept", _flag, "accept today's flips: write them to muscle-accepted.toml", None),
     Option("record", _text, "write both models' responses as JSONL, to be used as recorded:FILE", "DIR"),
     Option("limit", _count, "take the first N cases of each dataset only", "N"),
     Option("device", _text, "where local models run: auto, cpu, cuda, cuda:1, mps ...", "DEVICE"),
@@ -136,7 +145,11 @@ OPTIONS = (
     Option("cache_dir", _text, "where responses are kept (default: .pytest-muscle)", "DIR"),
     Option("no_cache", _flag, "neither use nor keep responses of other runs", None),
 )
-_PYPROJECT_ONLY: dict[str, Callable[[Any], Any]] = {"tolerance": _fraction, "bertscore_model": _text}
+_PYPROJECT_ONLY: dict[str, Callable[[Any], Any]] = {
+    "tolerance": _fraction,
+    "bertscore_model": _text,
+    "strict_accepted": _flag,
+}
 _TABLES = ("thresholds", "datasets", "models")
 
 
@@ -222,7 +235,7 @@ class _Loader:
         for key in ("old", "new"):
             name = values[key]
             values[key] = models.get(name) or ModelSpec(name, absolute_spec(name, self._folder(sources[key])))
-        for key in ("json", "record"):
+        for key in ("json", "record", "report", "markdown", "history"):
             if key in values:
                 values[key] = self._folder(sources[key]) / values[key]
         values["golden"] = tuple(self._golden(values.get("golden", ()), sources.get("golden", "")))
@@ -252,7 +265,9 @@ class _Loader:
                     seen.add(path)
                     yield path
 
-    def _thresholds(self, table: Mapping[str, Any], dataset: str = "", slice_name: str = "") -> Iterator[Threshold]:
+    def _thresholds(
+        self, table: Mapping[str, Any], dataset: str = "", slice_name: str = ""
+    ) -> Iterator[Threshold]:
         place = f"{TABLE}.thresholds"
         tables = () if slice_name else ("slices",) if dataset else ("slices", "datasets")
         if dataset:
@@ -260,7 +275,7 @@ class _Loader:
         if slice_name:
             place += f'.slices."{slice_name}"'
             if not all(slice_name.partition("=")):
-                raise MuscleError(f"[{place}] in {self.file}: a slice is named tag=value, such as \"lang=de\"")
+                raise MuscleError(f'[{place}] in {self.file}: a slice is named tag=value, such as "lang=de"')
         self._check_keys(table, (*THRESHOLDS, *tables), place)
         for name in THRESHOLDS:
             if name in table:
