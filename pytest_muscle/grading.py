@@ -97,10 +97,28 @@ def best_choice(case: GoldenCase, loglikelihoods: Sequence[float]) -> int:
     Under ``acc_norm`` each log-likelihood is divided by its choice's length in characters, under
     ``acc_bytes`` by that in UTF-8 bytes: the names and rules of lm-evaluation-harness 0.4.
     """
-    values = loglikelihoods
-    if case.choice_rule != "acc":
-        values = [v / _length(case, choice) for v, choice in zip(values, case.choices, strict=True)]
+    values = choice_values(case, loglikelihoods)
     return max(range(len(values)), key=lambda i: values[i])
+
+
+def choice_values(case: GoldenCase, loglikelihoods: Sequence[float]) -> Sequence[float]:
+    """Return what the case's ``choice_rule`` compares: nats, or nats per character or byte."""
+    if case.choice_rule == "acc":
+        return loglikelihoods
+    return [v / _length(case, choice) for v, choice in zip(loglikelihoods, case.choices, strict=True)]
+
+
+def margin(case: GoldenCase, loglikelihoods: Sequence[float]) -> float | None:
+    """Return the best right choice's value less the best wrong one's: above 0, the answer is right.
+
+    None where there are no log-likelihoods, where every choice is right, and where both are infinite.
+    """
+    if not loglikelihoods:
+        return None
+    values = list(enumerate(choice_values(case, loglikelihoods)))
+    right = max(value for i, value in values if i in case.answer)
+    wrong = max((value for i, value in values if i not in case.answer), default=math.nan)
+    return None if math.isnan(right - wrong) else right - wrong
 
 
 def _length(case: GoldenCase, choice: str) -> int:
