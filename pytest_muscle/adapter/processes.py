@@ -1,0 +1,72 @@
+"""The processes of one training: one alone, or several that ``accelerate launch`` started."""
+
+from __future__ import annotations
+
+import random
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy
+import torch
+from accelerate import PartialState  # type: ignore[import-untyped]
+from accelerate.utils import broadcast_object_list, gather_object  # type: ignore[import-untyped]
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Processes:
+    """This process's number, how many there are, and what they do together."""
+
+    def __init__(self, device: torch.device) -> None:
+        # As the trainer does: a state left by earlier work in this process may be for another device.
+        PartialState._reset_state()
+        state = PartialState(cpu=device.type == "cpu")
+        self.number: int = state.process_index
+        self.count: int = state.num_processes
+        self.device: torch.device = state.device if self.count > 1 else device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and reports."""
+        return self.number == 0
+
+    def wait(self) -> None:
+        """Wait for the others."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+    def from_first(self, function: Callable[[], T]) -> T:
+        """What the function gives in the first process, for all of them."""
+        if self.count == 1:
+            return function()
+        held: list[Any] = [function() if self.first else None]
+        broadcast_object_list(held)
+        return held[0]  # type: ignore[no-any-return]
+
+    def share_out(self, items: Sequence[T], function: Callable[[Sequence[T]], Sequence[R]]) -> list[R]:
+        """``function`` of all items, in their order; each process works on its part."""
+        mine: Any = list(function(items[self.number :: self.count]))
+        if self.count == 1:
+            return list(mine)
+        parts = gather_object([(self.number, mine)])
+        results: list[Any] = [None] * len(items)
+        for number, part in parts:
+            results[number :: self.count] = part
+        return results
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Leave the random numbers of the process that called us as they were."""
+    python, arrays = random.getstate(), numpy.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            numpy.random.set_state(arrays)

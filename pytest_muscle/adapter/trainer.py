@@ -1,0 +1,276 @@
+"""The training loop: transformers' Trainer with the compatibility loss."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from pytest_muscle.adapter.data import LengthGroupedSampler
+from pytest_muscle.adapter.heads import token_logits
+from pytest_muscle.adapter.loss import IGNORED, token_loss
+from pytest_muscle.adapter.progress import Step
+from pytest_muscle.errors import MuscleError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from torch import Tensor
+
+    from pytest_muscle.adapter.config import Recipe, TrainingConfig
+    from pytest_muscle.adapter.data import Collator, Example
+    from pytest_muscle.adapter.progress import Progress
+    from pytest_muscle.adapter.student import Student
+    from pytest_muscle.adapter.teachers import Teacher
+
+_COMPLETE = "complete"
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What the student learns: texts, recipe and teachers, in a vocabulary common to all models."""
+
+    examples: Sequence[Example]
+    collator: Collator
+    recipe: Recipe
+    old: Teacher | None
+    new: Teacher | None
+    vocabulary: int
+
+
+class AdapterTrainer(Trainer):
+    """A Trainer whose loss is the compatibility loss, per token over a whole step and all processes.
+
+    ``examples`` are those of the lesson to train on. Checkpoints go to the arguments' ``output_dir``.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        lesson: Lesson,
+        examples: Sequence[Example],
+        arguments: TrainingArguments,
+        progress: Progress,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        self.student = student
+        self.lesson = lesson
+        self._sums: list[Tensor] = []
+        model: Any = student.model
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=list(examples),
+            data_collator=lesson.collator,
+            callbacks=[*callbacks, _Report(self, progress), _Completed(self)],
+        )
+        self.remove_callback(PrinterCallback)
+        # The loss below is divided by the tokens of the whole step; labels are shifted by it.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        self._loss_shifts_labels = True
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of one batch, scaled so that a step's batches on all processes add up to their mean."""
+        total, from_old, tokens = self.batch_loss(model, inputs)
+        if not torch.isfinite(total):
+            places = [self.lesson.examples[index].where for index in inputs["example"].tolist()]
+            raise MuscleError(
+                f"the loss became {total.item()} at step {self.state.global_step + 1}, in the batch of "
+                f"{', '.join(places)}; look at these records, lower learning_rate, or use dtype float32"
+            )
+        self._sums.append(torch.stack([total.detach(), from_old, torch.full_like(from_old, tokens)]))
+        assert num_items_in_batch is not None
+        return total * self.accelerator.num_processes / num_items_in_batch
+
+    def batch_loss(self, model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, int]:
+        """Loss and the old teacher's weight, summed over the batch's tokens, and their number."""
+        lesson = self.lesson
+        counted = batch["labels"][:, 1:] != IGNORED
+        # A model that is sharded over devices only shows its output layer inside its own forward pass.
+        output = None if self._sharded() else self.student.output
+        student = token_logits(model, output, batch, counted, lesson.vocabulary)
+        old, new = (
+            teacher.logits(batch, counted, lesson.vocabulary) if teacher else None
+            for teacher in (lesson.old, lesson.new)
+        )
+        texts = torch.arange(len(counted), device=counted.device)[:, None].expand_as(counted)[counted]
+        targets = batch["labels"][:, 1:][counted]
+        truthful = batch["truthful"][texts]
+        loss = token_loss(student, old, new, targets, lesson.recipe, sequence=texts, truthful=truthful)
+        return loss.total, loss.from_old, len(targets)
+
+    @torch.no_grad()
+    def mean_loss(self, examples: Sequence[Example]) -> float:
+        """The mean loss per token of texts, shared among the processes."""
+        model = self.student.model
+        training = model.training
+        model.eval()
+        size = self.args.per_device_train_batch_size
+        ordered = sorted(examples, key=lambda example: len(example.tokens))
+        mine = ordered[self.args.process_index :: self.args.world_size]
+        sums = torch.zeros(2, device=self.args.device, dtype=torch.float64)
+        for start in range(0, len(mine), size):
+            batch = {
+                name: tensor.to(self.args.device)
+                for name, tensor in self.lesson.collator(mine[start : start + size]).items()
+            }
+            total, _, tokens = self.batch_loss(model, batch)
+            sums += torch.tensor([total.item(), tokens], device=sums.device, dtype=sums.dtype)
+        model.train(training)
+        total, tokens = self.accelerator.reduce(sums).tolist()
+        return float(total / max(1, tokens))
+
+    def take_sums(self) -> tuple[float, float]:
+        """Mean loss and old teacher's weight per token since the last call, over all processes."""
+        sums: Any = self.accelerator.reduce(torch.stack(self._sums).sum(0))
+        self._sums.clear()
+        total, from_old, tokens = sums.tolist()
+        return total / tokens, from_old / tokens
+
+    def _sharded(self) -> bool:
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+        examples: Any = train_dataset or self.train_dataset
+        lengths = [len(example.tokens) for example in examples]
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        return LengthGroupedSampler(lengths, self.args.per_device_train_batch_size, seed)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.args.should_save:
+            self.student.save(Path(output_dir or str(self.args.output_dir)), state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self._sharded():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.student.load_directory(Path(resume_from_checkpoint))
+
+
+class _Report(TrainerCallback):
+    """Keeps each step's figures in the trainer's state, which survives a restart, and shows them."""
+
+    def __init__(self, trainer: AdapterTrainer, progress: Progress) -> None:
+        self._trainer = trainer
+        self._progress = progress
+        self._began = 0.0
+        self._first = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Begin to count time."""
+        self._began, self._first = time.monotonic(), state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Report one optimiser step."""
+        loss, from_old = self._trainer.take_sums()
+        state.log_history.append({"step": state.global_step, "loss": loss, "from_old": from_old})
+        if state.is_world_process_zero:
+            rate = (time.monotonic() - self._began) / (state.global_step - self._first)
+            left = rate * (state.max_steps - state.global_step)
+            self._progress(Step(state.global_step, state.max_steps, loss, from_old, left))
+
+
+class _Completed(TrainerCallback):
+    """Marks a checkpoint once all of it is written: a killed run leaves half ones behind."""
+
+    def __init__(self, trainer: AdapterTrainer) -> None:
+        self._trainer = trainer
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called when a checkpoint has been written."""
+        self._trainer.accelerator.wait_for_everyone()
+        if args.should_save:
+            (_checkpoint(Path(args.output_dir), state.global_step) / _COMPLETE).touch()
+
+
+class AfterEpoch(TrainerCallback):
+    """Calls a function with the epoch's number after each epoch, and asks for a checkpoint."""
+
+    def __init__(self, function: Callable[[int], None]) -> None:
+        self._function = function
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the trainer."""
+        self._function(round(state.epoch))
+        control.should_save = True
+
+
+def training_arguments(
+    config: TrainingConfig, folder: Path, device: torch.device, max_steps: int = -1, checkpoints: bool = True
+) -> TrainingArguments:
+    """The Trainer's settings; progress bars, trackers and logs are off."""
+    cpu = device.type == "cpu"
+    with quiet():
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            per_device_train_batch_size=config.batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation,
+            num_train_epochs=config.epochs,
+            max_steps=max_steps,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type=_SCHEDULES[config.schedule],
+            warmup_steps=config.warmup_steps,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            seed=config.seed,
+            data_seed=config.seed,
+            save_strategy="steps" if checkpoints else "no",
+            save_steps=config.save_steps,
+            save_total_limit=2,
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            label_names=["labels"],
+            dataloader_pin_memory=not cpu,
+            use_cpu=cpu,
+            ddp_find_unused_parameters=False,
+        )
+        # One process trains on one device; more devices mean more processes (accelerate launch).
+        arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last whole checkpoint in a folder; half ones are removed."""
+    whole: dict[int, Path] = {}
+    for path in folder.glob("checkpoint-*"):
+        if (path / _COMPLETE).is_file():
+            whole[int(path.name.rpartition("-")[2])] = path
+        else:
+            shutil.rmtree(path)
+    return whole[max(whole)] if whole else None
+
+
+def _checkpoint(folder: Path, step: int) -> Path:
+    return folder / f"checkpoint-{step}"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the libraries' warnings and log lines out of people's output."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
