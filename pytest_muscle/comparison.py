@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_muscle.flips import CaseResult, Flip
 from pytest_muscle.gates import Gate, Outcome, Verdict, decide, outcome
+from pytest_muscle.golden import GoldenCase
+from pytest_muscle.grading import Grade
 from pytest_muscle.metrics import Metrics, measure, slice_members
 from pytest_muscle.models import Response
 from pytest_muscle.store import encode_response
@@ -56,6 +59,11 @@ class Comparison:
         return measure(self.results)
 
     @cached_property
+    def quadrants(self) -> Counter[Flip]:
+        """The number of cases of each flip among those with a right and a wrong."""
+        return Counter(r.flip for r in self.results if r.flip is not None and r.case.task != "generation")
+
+    @cached_property
     def datasets(self) -> dict[str, DatasetMetrics]:
         """The metrics of each dataset, in the order of the cases."""
         measured = {}
@@ -89,6 +97,18 @@ class Comparison:
         return not any(each.verdict in bad for each in self.outcomes.values()) and not any(
             gate.passed is False for gate in self.gates
         )
+
+    def result(self, case: GoldenCase) -> CaseResult:
+        """Return the result of a selected case."""
+        return self._by_key[case.key]
+
+    @cached_property
+    def _by_key(self) -> dict[tuple[str, str], CaseResult]:
+        return {result.case.key: result for result in self.results}
+
+    def gate(self, planned: Gate) -> Gate:
+        """Return a planned gate, judged."""
+        return self.gates[self.planned.index(planned)]
 
     def of(self, flip: Flip) -> list[CaseResult]:
         """Return the results with this flip."""
@@ -129,8 +149,8 @@ class Comparison:
             "flip": result.flip and str(result.flip),
             "outcome": str(decided.verdict),
             "reason": decided.reason,
-            "old": _side(result.old, result.old_grade.answer, result.old_grade.correct, result.old_grade.score),
-            "new": _side(result.new, result.new_grade.answer, result.new_grade.correct, result.new_grade.score),
+            "old": _side(result.old, result.old_grade),
+            "new": _side(result.new, result.new_grade),
             "delta": result.delta,
         }
 
@@ -142,11 +162,9 @@ class Comparison:
         return grouped
 
 
-def _side(
-    response: Response | None, answer: str | int | None, correct: bool | None, score: float | None
-) -> dict[str, Any]:
+def _side(response: Response | None, grade: Grade) -> dict[str, Any]:
     plain = encode_response(response) if response else {}
-    return {**plain, "answer": answer, "correct": correct, "score": score}
+    return {**plain, "answer": grade.answer, "correct": grade.correct, "score": grade.score}
 
 
 def _row(result: CaseResult, decided: Outcome) -> dict[str, Any]:

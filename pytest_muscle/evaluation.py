@@ -49,10 +49,8 @@ def ask(
             with progress(title, len(missing)) as advance:
                 for batch in model.respond(missing):
                     responses.update((case.key, response) for case, response in batch)
-                    store.put(
-                        model.fingerprint,
-                        [(case.request_digest(), response) for case, response in batch if response.error is None],
-                    )
+                    answered = [(case.request_digest(), r) for case, r in batch if r.error is None]
+                    store.put(model.fingerprint, answered)
                     advance(len(batch))
     model.close()
     return responses

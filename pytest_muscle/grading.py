@@ -132,7 +132,7 @@ def _grade_exact(case: GoldenCase, text: str) -> Grade:
     try:
         extracted = extract(case.extract, text) if case.extract else text
     except TimeoutError:
-        return _unjudged(f"the expression {case.extract!r} took over {EXTRACTION_SECONDS:g} s on the response")
+        return _unjudged(f"expression {case.extract!r} took over {EXTRACTION_SECONDS:g} s on the response")
     answer = normalise(case, extracted)
     right = {normalise(case, str(accepted)) for accepted in case.answer}
     correct = answer is not None and answer in right
@@ -144,10 +144,10 @@ def extract(expression: str, text: str) -> str:
 
     Raises TimeoutError when the expression backtracks for more than two seconds.
     """
-    last = None
-    for last in compile_expression(expression).finditer(text, timeout=EXTRACTION_SECONDS):
-        pass
-    return (last.group(1) or "") if last else ""
+    found = ""
+    for match in compile_expression(expression).finditer(text, timeout=EXTRACTION_SECONDS):
+        found = match.group(1) or ""
+    return found
 
 
 def normalise(case: GoldenCase, answer: str) -> str | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class Session:
         self.settings = settings
         self.run_id = run_id or uuid.uuid4().hex
         self.progress = progress
-        self.selected: Collection[Key] | None = None
+        self.selected: AbstractSet[Key] | None = None
         self._datasets: dict[Path, list[GoldenCase]] = {}
 
     def cases(self, path: Path) -> list[GoldenCase]:
@@ -48,9 +49,26 @@ class Session:
         """Return the gates of one golden dataset, unjudged."""
         return plan(self.cases(path), self.settings.thresholds)
 
-    def select(self, keys: Collection[Key]) -> None:
+    def select(self, keys: AbstractSet[Key]) -> None:
         """Name the cases that may be sent to a model; without this, all of the golden datasets."""
         self.selected = keys
+
+    def check(self) -> None:
+        """Raise MuscleError where a model that is named does not exist, before anything is done."""
+        self._open(self.settings.old, "old")
+        self._open(self.settings.new, "new")
+
+    def describe(self) -> dict[str, Any]:
+        """Return what another process needs to make the same comparison from the store."""
+        selected = None if self.selected is None else [list(key) for key in self.selected]
+        return {"datasets": [str(path) for path in self._datasets], "selected": selected}
+
+    def resume(self, described: Mapping[str, Any]) -> None:
+        """Take over what another process's session describes."""
+        for path in described["datasets"]:
+            self.cases(Path(path))
+        if described["selected"] is not None:
+            self.select({(dataset, case_id) for dataset, case_id in described["selected"]})
 
     @cached_property
     def comparison(self) -> Comparison:
@@ -80,8 +98,7 @@ class Session:
         everything = [case for cases in self._datasets.values() for case in cases]
         selected = everything
         if self.selected is not None:
-            wanted = set(self.selected)
-            selected = [case for case in everything if case.key in wanted]
+            selected = [case for case in everything if case.key in self.selected]
         sides = [self._responses(model, everything, selected, asking) for model in self.models]
         results, beside = self._judge(everything, selected, *sides)
         old, new = self.models
@@ -140,11 +157,11 @@ class Session:
     def _own_folder(self) -> Path:
         return Path(tempfile.gettempdir()) / f"pytest-muscle-{self.run_id}"
 
-    def close(self) -> None:
-        """Close the store, and delete it where nothing is to be kept."""
+    def close(self, keep: bool = False) -> None:
+        """Close the store; delete it where nothing is to be kept and no other process needs it."""
         if "_store" in self.__dict__:
             self._store.close()
-        if self.settings.cache_dir is None:
+        if self.settings.cache_dir is None and not keep:
             shutil.rmtree(self._own_folder, ignore_errors=True)
 
 

@@ -1,0 +1,71 @@
+"""The result as JSON and the responses as recordings."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pytest_muscle.comparison import Comparison
+from pytest_muscle.errors import MuscleError
+from pytest_muscle.flips import CaseResult
+from pytest_muscle.settings import Settings
+from pytest_muscle.store import encode_response
+
+
+def write_files(comparison: Comparison, settings: Settings) -> None:
+    """Write every file that the settings ask for; raises MuscleError where one cannot be written."""
+    if settings.json:
+        write_text(settings.json, [json.dumps(_finite(comparison.to_dict()), indent=1), "\n"])
+    if settings.record:
+        for side in ("old", "new"):
+            write_text(settings.record / f"{side}.jsonl", _recording(comparison.results, side))
+
+
+def write_text(path: Path, pieces: Iterable[str]) -> None:
+    """Write a whole file or, where that fails, none; raises MuscleError naming it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with open(handle, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+                file.writelines(pieces)
+            Path(name).chmod(0o666 & ~_umask())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise MuscleError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _recording(results: Iterable[CaseResult], side: str) -> Iterable[str]:
+    for result in results:
+        response = result.old if side == "old" else result.new
+        grade = result.old_grade if side == "old" else result.new_grade
+        if response is not None:
+            record = {"id": result.case.id, "dataset": result.case.dataset, **encode_response(response)}
+            if isinstance(grade.answer, int):
+                record["choice"] = grade.answer
+            yield json.dumps(record) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    # JSON knows neither NaN nor infinity, and a reader in another language must not stumble over them.
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return value

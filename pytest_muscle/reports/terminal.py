@@ -1,0 +1,207 @@
+"""The summary at the end of a run."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pytest_muscle.comparison import Comparison
+from pytest_muscle.flips import Flip
+from pytest_muscle.gates import Gate, Verdict
+from pytest_muscle.metrics import Interval, Metrics
+from pytest_muscle.reports.explain import change
+from pytest_muscle.reports.text import one_line
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+_MOST_SLICES = 8
+_MOST_REGRESSIONS = 5
+_SMALL = 0.05
+_VERDICTS = {True: ("passed", "green"), False: ("FAILED", "red"), None: ("", "")}
+
+
+def summarise(comparison: Comparison, width: int = 80, colour: bool = False) -> str:
+    """Return the summary as text of the given width, with ANSI colours where wanted."""
+    from rich.console import Console
+
+    file = io.StringIO()
+    console = Console(
+        file=file,
+        width=max(width, 60),
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+    for part in _parts(comparison):
+        console.print(part)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+
+def _parts(comparison: Comparison) -> Iterator[RenderableType]:
+    yield f"old  {one_line(comparison.old.spec)}\nnew  {one_line(comparison.new.spec)}"
+    if comparison.quadrants:
+        yield _quadrants(comparison.quadrants)
+    if comparison.metrics.score_old is not None:
+        yield _scores(comparison)
+    yield _rates(comparison)
+    if gates := [gate for gate in comparison.gates if gate.answered]:
+        yield _gates(gates)
+    if slices := _worst_slices(comparison):
+        yield _table_of_slices(slices)
+    if regressions := _regressions(comparison):
+        yield "\n".join(["worst regressions", *regressions, ""])
+    yield _outcomes(comparison)
+    for notice in comparison.notices:
+        yield f"note: {one_line(notice, 400)}"
+
+
+def _table(*columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    return table
+
+
+def _quadrants(counts: Counter[Flip]) -> Table:
+    right = counts[Flip.BOTH_CORRECT] + counts[Flip.BOTH_CORRECT_CHANGED]
+    wrong = counts[Flip.BOTH_WRONG] + counts[Flip.INCONSISTENCY]
+    total = counts.total()
+
+    def share(count: int) -> str:
+        return f"{count:,} ({_percent(count / total)})"
+
+    table = _table("", "new right", "new wrong", "")
+    table.add_row("old right", share(right), share(counts[Flip.NEGATIVE]), "<- negative flips")
+    table.add_row("old wrong", share(counts[Flip.POSITIVE]), share(wrong), _of_which(counts))
+    table.columns[3].justify = "left"
+    return table
+
+
+def _of_which(counts: Counter[Flip]) -> str:
+    return f"<- {counts[Flip.INCONSISTENCY]:,} of them inconsistency flips"
+
+
+def _scores(comparison: Comparison) -> str:
+    metrics = comparison.metrics
+    deltas = [r.delta or 0.0 for r in comparison.results if r.case.task == "generation"]
+    losses = [-delta for delta in deltas if delta < 0]
+    small = sum(loss < _SMALL for loss in losses)
+    low, high = metrics.intervals["mean_delta"]
+    gain, loss = (f"{value:.3f}" if value is not None else "-" for value in (metrics.mean_gain, metrics.mean_regression))
+    return (
+        f"generation: score {metrics.score_old:.3f} -> {metrics.score_new:.3f}, mean D {metrics.mean_delta:+.3f} "
+        f"[{low:+.3f}, {high:+.3f}], mean gain {gain}, mean regression {loss}; "
+        f"{small} of {len(losses)} regressions are smaller than {_SMALL}"
+    )
+
+
+def _rates(comparison: Comparison) -> Table:
+    table = _table("dataset", "n", "old", "new", "NFR", "95%", "NFR_mc", "PFR")
+    rows = [(name, dataset.metrics) for name, dataset in comparison.datasets.items()]
+    if len(rows) > 1:
+        rows.append(("all", comparison.metrics))
+    for name, metrics in rows:
+        old, new = _level(metrics)
+        table.add_row(
+            one_line(name, 60),
+            f"{metrics.n:,}",
+            old,
+            new,
+            _rate(metrics.nfr),
+            _bounds(metrics.intervals.get("nfr")),
+            _rate(metrics.nfr_mc),
+            _rate(metrics.pfr),
+        )
+    return table
+
+
+def _level(metrics: Metrics) -> tuple[str, str]:
+    if metrics.accuracy_old is not None:
+        return _rate(metrics.accuracy_old), _rate(metrics.accuracy_new)
+    if metrics.score_old is not None and metrics.score_new is not None:
+        return f"{metrics.score_old:.3f}", f"{metrics.score_new:.3f}"
+    return "-", "-"
+
+
+def _gates(gates: Sequence[Gate]) -> Table:
+    from rich.text import Text
+
+    table = _table("gate", "budget", "value", "95%", "verdict")
+    for gate in gates:
+        word, style = _VERDICTS[gate.passed]
+        table.add_row(
+            f"{one_line(gate.scope, 60)} {gate.name}",
+            f"{gate.limit:.4f}",
+            f"{gate.value:.4f}" if gate.value is not None else "-",
+            _bounds(gate.interval),
+            Text(word, style) if word else f"{gate.answered:,} of {gate.cases:,} answered",
+        )
+    return table
+
+
+def _worst_slices(comparison: Comparison) -> list[tuple[str, Metrics]]:
+    several = len(comparison.datasets) > 1
+    slices = [
+        (f"{name} {key}" if several else key, metrics)
+        for name, dataset in comparison.datasets.items()
+        for key, metrics in dataset.slices.items()
+        if metrics.nfr is not None
+    ]
+    return sorted(slices, key=lambda each: (-(each[1].nfr or 0.0), -each[1].n, each[0]))
+
+
+def _table_of_slices(slices: Sequence[tuple[str, Metrics]]) -> Table:
+    table = _table("slice, worst first", "n", "NFR", "95%", "NFR_mc", "PFR")
+    for name, metrics in slices[:_MOST_SLICES]:
+        table.add_row(
+            one_line(name, 60),
+            f"{metrics.n:,}",
+            _rate(metrics.nfr),
+            _bounds(metrics.intervals.get("nfr")),
+            _rate(metrics.nfr_mc),
+            _rate(metrics.pfr),
+        )
+    if len(slices) > _MOST_SLICES:
+        table.add_row(f"... and {len(slices) - _MOST_SLICES:,} more")
+    return table
+
+
+def _regressions(comparison: Comparison) -> list[str]:
+    worst = sorted(
+        (r for r in comparison.results if r.flip is Flip.NEGATIVE),
+        key=lambda r: (comparison.outcomes[r.case.key].verdict is not Verdict.FAILED, r.delta or 0.0),
+    )
+    return [
+        f"  {one_line(r.case.dataset, 60)}::{one_line(r.case.id, 60)}  {change(r)}"
+        for r in worst[:_MOST_REGRESSIONS]
+    ]
+
+
+def _outcomes(comparison: Comparison) -> str:
+    verdicts = Counter(each.verdict for each in comparison.outcomes.values())
+    counts = ", ".join(f"{verdicts[verdict]:,} {verdict}" for verdict in Verdict if verdicts[verdict])
+    failed = sum(gate.passed is False for gate in comparison.gates)
+    gates = f"; {failed} of {len(comparison.gates)} gates failed" if comparison.gates else ""
+    return f"cases: {counts or 'none'}{gates}"
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.1f}%"
+
+
+def _rate(rate: float | None) -> str:
+    return "-" if rate is None else f"{100 * rate:.2f}%"
+
+
+def _bounds(interval: Interval | None) -> str:
+    return "-" if interval is None else f"{100 * interval[0]:.1f}-{100 * interval[1]:.1f}%"
