@@ -189,7 +189,7 @@ def _cell_json(path: Path, line: int, name: str, cell: str) -> Any:
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, Record]]:
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]
     from pyarrow import parquet
 
     try:
@@ -409,7 +409,7 @@ def compile_expression(expression: str) -> Any:
     """Compile an ``extract`` expression; raises MuscleError when it is invalid or has no group."""
     if (compiled := _EXPRESSIONS.get(expression)) is not None:
         return compiled
-    import regex
+    import regex  # type: ignore[import-untyped]
 
     try:
         compiled = regex.compile(expression)
@@ -428,9 +428,7 @@ def compile_expression(expression: str) -> Any:
 def _tags(tags: Any) -> dict[str, str]:
     if not isinstance(tags, dict) or not all(isinstance(v, str | int | float | bool) for v in tags.values()):
         raise MuscleError(f'field \'tags\' must be a mapping such as {{"lang": "de"}}, not {_shown(tags)}')
-    return {
-        str(name): value if isinstance(value, str) else json.dumps(value) for name, value in tags.items()
-    }
+    return {str(name): value if isinstance(value, str) else json.dumps(value) for name, value in tags.items()}
 
 
 def _text(fields: Mapping[str, Any], name: str, default: str) -> str:

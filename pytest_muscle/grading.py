@@ -204,7 +204,7 @@ def make_similarity(bertscore_model: str = "roberta-large", device: str = "auto"
 
 
 def _rouge(metric: str) -> Callable[[Sequence[tuple[str, Sequence[str]]]], list[float]]:
-    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
 
     scorer = RougeScorer([metric])
 
@@ -232,16 +232,19 @@ def _bertscore(model: str, device: str) -> Callable[[Sequence[tuple[str, Sequenc
 
 
 def _open_bertscore(model: str, device: str):  # type: ignore[no-untyped-def]
-    from bert_score import BERTScorer
-    from bert_score.utils import model2layers
+    from bert_score import BERTScorer  # type: ignore[import-untyped]
+    from bert_score.utils import model2layers  # type: ignore[import-untyped]
     from transformers import AutoConfig
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         layers = model2layers.get(model) or AutoConfig.from_pretrained(model).num_hidden_layers
         return BERTScorer(
-            model_type=model, num_layers=layers, device=None if device == "auto" else device, use_fast_tokenizer=True
+            model_type=model,
+            num_layers=layers,
+            device=None if device == "auto" else device,
+            use_fast_tokenizer=True,
         )
     except (OSError, ValueError) as error:
         raise MuscleError(

@@ -364,7 +364,9 @@ def _matches(folder: Path, pattern: str) -> list[Path]:
         return [path]
     from glob import glob
 
-    paths = [(folder / found).resolve() for found in glob(pattern, root_dir=folder, recursive=True)]
+    # Path.glob refuses an absolute pattern.
+    found = glob(pattern, root_dir=folder, recursive=True)  # noqa: PTH207
+    paths = [(folder / name).resolve() for name in found]
     if not paths:
         raise MuscleError(f"golden dataset {pattern}: no file matches in {folder}")
     return sorted(path for path in paths if path.is_file())

@@ -85,15 +85,21 @@ class Store:
         for start in range(0, len(requests), _CHUNK):
             chunk = requests[start : start + _CHUNK]
             marks = ",".join("?" * len(chunk))
-            query = f"SELECT request, response, checksum FROM responses WHERE model = ? AND request IN ({marks})"
+            query = (
+                f"SELECT request, response, checksum FROM responses WHERE model = ? AND request IN ({marks})"
+            )
             for request, text, checksum in self._execute(query, (model, *chunk)):
                 if checksum == _checksum(model, request, text):
                     held[request] = decode_response(json.loads(text))
                 else:
                     damaged.append(request)
         if damaged:
-            self.notices.append(f"{self.path}: {len(damaged)} damaged responses dropped; they are asked again")
-            self._put_rows("DELETE FROM responses WHERE model = ? AND request = ?", [(model, r) for r in damaged])
+            self.notices.append(
+                f"{self.path}: {len(damaged)} damaged responses dropped; they are asked again"
+            )
+            self._put_rows(
+                "DELETE FROM responses WHERE model = ? AND request = ?", [(model, r) for r in damaged]
+            )
         return held
 
     def put(self, model: str, responses: Iterable[tuple[str, Response]]) -> None:
@@ -104,7 +110,7 @@ class Store:
             rows.append((model, request, text, _checksum(model, request, text)))
         self._put_rows("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?)", rows)
 
-    def _put_rows(self, statement: str, rows: list[tuple[str, ...]]) -> None:
+    def _put_rows(self, statement: str, rows: Sequence[tuple[str, ...]]) -> None:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.executemany(statement, rows)
@@ -164,4 +170,3 @@ def decode_response(plain: Mapping[str, object]) -> Response:
 
 def _checksum(model: str, request: str, text: str) -> str:
     return hashlib.sha256(f"{model}\0{request}\0{text}".encode()).hexdigest()[:16]
-

@@ -50,7 +50,9 @@ class PythonModel:
         if isinstance(value, str):
             choices = [choice.strip() for choice in case.choices]
             if value.strip() not in choices:
-                return Response(error=f"{self.spec} returned {ascii(value)[:60]}, which is none of the choices")
+                return Response(
+                    error=f"{self.spec} returned {ascii(value)[:60]}, which is none of the choices"
+                )
             value = choices.index(value.strip())
         return Response(choice=value)
 
@@ -70,5 +72,7 @@ def load_callable(name: str) -> Callable[..., Any]:
         raise MuscleError(f"{name}: module '{module_name}' cannot be imported: {error}") from None
     function = getattr(module, attribute, None) if attribute else None
     if not callable(function):
-        raise MuscleError(f"{name}: module '{module_name}' has no callable '{attribute}'; write module:callable")
+        raise MuscleError(
+            f"{name}: module '{module_name}' has no callable '{attribute}'; write module:callable"
+        )
     return function  # type: ignore[no-any-return]

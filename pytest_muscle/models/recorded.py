@@ -44,10 +44,10 @@ class RecordedModel:
         if case.dataset in found:
             return found[case.dataset]
         if not found:
-            return Response(error=f"{self.path.name} holds no response with id {ascii(case.id)}")
+            return Response(error=f"{self.path.name} holds no response with id {case.id!a}")
         if uses > 1 or len(found) > 1:
             return Response(
-                error=f"several datasets use the id {ascii(case.id)}, and {self.path.name} holds no response "
+                error=f"several datasets use the id {case.id!a}, and {self.path.name} holds no response "
                 "with it and this 'dataset'"
             )
         return next(iter(found.values()))
@@ -63,7 +63,7 @@ class RecordedModel:
             first = lines.setdefault((dataset, case_id), line)
             if first != line:
                 raise MuscleError(
-                    f"{self.path}:{line}: a second response with id {ascii(case_id)}, the first is on line {first}"
+                    f"{self.path}:{line}: a second response with id {case_id!a}, the first is on line {first}"
                 )
             responses.setdefault(case_id, {})[dataset] = response
         return responses

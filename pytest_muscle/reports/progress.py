@@ -74,7 +74,9 @@ def _lines(title: str, total: int) -> Iterator[Callable[[int], None]]:
             shown = now
             rate = done / (now - start)
             left = (total - done) / rate
-            print(f"{title}: {done}/{total} cases, {rate:.1f}/s, {left:.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"{title}: {done}/{total} cases, {rate:.1f}/s, {left:.0f} s left", file=sys.stderr, flush=True
+            )
 
     print(f"\n{title}: {total} cases", file=sys.stderr, flush=True)
     yield advance

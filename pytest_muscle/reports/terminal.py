@@ -97,10 +97,13 @@ def _scores(comparison: Comparison) -> str:
     losses = [-delta for delta in deltas if delta < 0]
     small = sum(loss < _SMALL for loss in losses)
     low, high = metrics.intervals["mean_delta"]
-    gain, loss = (f"{value:.3f}" if value is not None else "-" for value in (metrics.mean_gain, metrics.mean_regression))
+    gain, loss = (
+        f"{value:.3f}" if value is not None else "-" for value in (metrics.mean_gain, metrics.mean_regression)
+    )
     return (
-        f"generation: score {metrics.score_old:.3f} -> {metrics.score_new:.3f}, mean D {metrics.mean_delta:+.3f} "
-        f"[{low:+.3f}, {high:+.3f}], mean gain {gain}, mean regression {loss}; "
+        f"generation: score {metrics.score_old:.3f} -> {metrics.score_new:.3f}, "
+        f"mean D {metrics.mean_delta:+.3f} [{low:+.3f}, {high:+.3f}], "
+        f"mean gain {gain}, mean regression {loss}; "
         f"{small} of {len(losses)} regressions are smaller than {_SMALL}"
     )
 
