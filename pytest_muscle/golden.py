@@ -112,7 +112,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
         if line.isspace():
             continue
         try:
-            yield number, json.loads(line)
+            yield number, json.loads(line.rstrip("\r\n"))
         except (json.JSONDecodeError, RecursionError) as error:
             what = getattr(error, "msg", "nested too deeply")
             column = getattr(error, "colno", 1)

@@ -105,7 +105,8 @@ class MusclePlugin:
         collected |= {path for path in self.settings.golden if session.isinitpath(path)}
         for path in self.settings.golden:
             if path not in collected and not self._failed_to_collect(session, path):
-                items.extend(session.genitems(GoldenFile.from_parent(session, path=path)))
+                nodeid = self.settings.dataset_name(path)
+                items.extend(session.genitems(GoldenFile.from_parent(session, path=path, nodeid=nodeid)))
 
     def _failed_to_collect(self, session: pytest.Session, path: Path) -> bool:
         return path in session.stash.setdefault(_UNREADABLE, set())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from os.path import relpath
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,11 @@ class Settings:
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def dataset_name(self, path: Path) -> str:
-        """Return a dataset's path as people write it: relative to the root where it lies below."""
+        """Return a dataset's path as people write it, from the root."""
         try:
-            return path.relative_to(self.root).as_posix()
+            return Path(relpath(path, self.root)).as_posix()
         except ValueError:
+            # On Windows there is no way from one drive to another.
             return path.as_posix()
 
 

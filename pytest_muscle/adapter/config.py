@@ -54,6 +54,16 @@ class Recipe:
         _within("temperature", self.temperature, 0.01, 100.0)
         _within("cross_entropy_weight", self.cross_entropy_weight, 0.0, 1.0)
 
+    @property
+    def uses_old(self) -> bool:
+        """Whether anything is learned from the old model."""
+        return self.cross_entropy_weight < 1
+
+    @property
+    def uses_new(self) -> bool:
+        """Whether anything is learned from the new model."""
+        return self.uses_old and self.mask != "old_only"
+
     def __str__(self) -> str:
         if self.cross_entropy_weight == 1:
             return "cross-entropy"

@@ -105,8 +105,8 @@ class AdapterTrainer(Trainer):
         output = None if self._sharded() else self.student.output
         student = token_logits(model, output, batch, counted, lesson.vocabulary)
         old, new = (
-            teacher.logits(batch, counted, lesson.vocabulary) if teacher else None
-            for teacher in (lesson.old, lesson.new)
+            teacher.logits(batch, counted, lesson.vocabulary) if teacher and used else None
+            for teacher, used in ((lesson.old, lesson.recipe.uses_old), (lesson.new, lesson.recipe.uses_new))
         )
         texts = torch.arange(len(counted), device=counted.device)[:, None].expand_as(counted)[counted]
         targets = batch["labels"][:, 1:][counted]

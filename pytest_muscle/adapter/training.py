@@ -338,7 +338,7 @@ class _Training:
         if "old" not in self.sides:
             return None
         cache = StateCache(self.folder.path / "old_states")
-        needed = any(recipe.cross_entropy_weight < 1 for recipe in self._recipes())
+        needed = any(recipe.uses_old for recipe in self._recipes())
         saved = self.folder.read("old_answers.json") if self.cases else []
         if saved is not None:
             self.old = restore(saved, self.cases, self.similarity) if self.cases else None
@@ -388,9 +388,7 @@ class _Training:
                 "is the tokenizer that of the models?"
             )
         new: Teacher | None = None
-        if old and any(
-            recipe.mask != "old_only" and recipe.cross_entropy_weight < 1 for recipe in self._recipes()
-        ):
+        if old and any(recipe.uses_new for recipe in self._recipes()):
             new = self._new_teacher(student)
         return Lesson(
             self.examples.texts,

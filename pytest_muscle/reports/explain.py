@@ -105,7 +105,5 @@ def _field(name: str, text: str) -> list[str]:
     lines = [f"{name:<{_MARGIN}}{first}", *(margin + line for line in rest)]
     wrapped = []
     for line in lines:
-        wrapped += textwrap.wrap(
-            line, 110, subsequent_indent=margin, drop_whitespace=False, break_on_hyphens=False
-        ) or [""]
-    return [line.rstrip() for line in wrapped]
+        wrapped += textwrap.wrap(line, 110, subsequent_indent=margin, break_on_hyphens=False) or [""]
+    return wrapped
