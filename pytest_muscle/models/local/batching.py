@@ -45,21 +45,21 @@ def generation_budget(model: PreTrainedModel, asked: int | None) -> Budget:
 def run_in_batches(
     count: int,
     budget: Budget,
-    take: Callable[[int, int], int],
+    take: Callable[[int, int], tuple[int, int]],
     run: Callable[[int, int], Sequence[T]],
 ) -> Iterator[list[tuple[int, T | None]]]:
     """Run items 0 to ``count`` in batches and yield ``(item, result)`` pairs as each batch is done.
 
-    ``take(start, tokens)`` says where the batch that begins at ``start`` ends, ``run(start, end)`` computes
-    it. When memory runs out the budget is halved and the batch is cut anew; an item that does not fit
-    even alone gets the result None.
+    ``take(start, tokens)`` says where the batch that begins at ``start`` ends and how many tokens it holds,
+    ``run(start, end)`` computes it. When memory runs out the budget becomes half of what was tried and the
+    batch is cut anew; an item that does not fit even alone gets the result None.
     """
     start = 0
     while start < count:
-        end = take(start, budget.tokens)
+        end, used = take(start, budget.tokens)
         results = _attempt(run, start, end)
         if results is None and end - start > 1:
-            budget.tokens = max(1, budget.tokens // 2)
+            budget.tokens = max(1, min(used, budget.tokens) // 2)
             continue
         yield list(zip(range(start, end), [None] if results is None else results, strict=True))
         start = end
@@ -68,6 +68,10 @@ def run_in_batches(
 def release_memory() -> None:
     """Give freed memory back, so that others can use it."""
     gc.collect()
+    _empty_cache()
+
+
+def _empty_cache() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -80,7 +84,7 @@ def _attempt(run: Callable[[int, int], Sequence[T]], start: int, end: int) -> Se
         if not is_out_of_memory(error):
             raise
     # Only here, after the handler, are the failed pass's tensors unreferenced.
-    release_memory()
+    _empty_cache()
     return None
 
 

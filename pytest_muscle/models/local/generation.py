@@ -31,14 +31,15 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].tokens), prompts[i].tokens))
     end_tokens = _end_tokens(model, tokenizer)
 
-    def take(start: int, tokens: int) -> int:
-        end, longest, limit = start, len(prompts[order[start]].tokens), 0
+    def take(start: int, tokens: int) -> tuple[int, int]:
+        longest, limit, used, end = len(prompts[order[start]].tokens), 0, 0, start
         while end < len(order):
             limit = max(limit, prompts[order[end]].limit)
-            if end > start and (end - start + 1) * (longest + limit) > tokens:
+            more = (end - start + 1) * (longest + limit)
+            if end > start and more > tokens:
                 break
-            end += 1
-        return end
+            used, end = more, end + 1
+        return end, used
 
     def run(start: int, end: int) -> list[str]:
         return _continue(model, tokenizer, [prompts[i] for i in order[start:end]], end_tokens)

@@ -53,16 +53,16 @@ class _Walk:
     cache: DynamicCache | None = None
     target: tuple[int, ...] = ()
 
-    def take(self, start: int, tokens: int) -> int:
-        """Where the row that begins at ``start`` ends; also settles the prefix that it will stand on."""
+    def take(self, start: int, tokens: int) -> tuple[int, int]:
+        """Where the row that begins at ``start`` ends, and its tokens; settles the prefix it stands on."""
         self.target = self.prefix[: common_length(self.prefix, self.heads[start])]
-        end = self._fill(start, tokens)
+        end, used = self._fill(start, tokens)
         if end < len(self.heads):
             shared = common_length(self.heads[start], self.heads[end])
             if shared - len(self.target) >= _WORTHWHILE:
                 self.target = self.heads[start][:shared]
-                end = self._fill(start, tokens)
-        return end
+                end, used = self._fill(start, tokens)
+        return end, used
 
     def run(self, start: int, end: int) -> list[Scores]:
         """The log-likelihoods of one row's requests."""
@@ -73,17 +73,19 @@ class _Walk:
             self.prefix, self.cache = (), None
             raise
 
-    def _fill(self, start: int, tokens: int) -> int:
+    def _fill(self, start: int, tokens: int) -> tuple[int, int]:
         used = 0
         for item in range(start, len(self.heads)):
             kept = common_length(self.target, self.heads[item])
-            used += sum(len(choice.tokens) for choice in self.requests[item])
-            used -= (len(self.requests[item]) - 1) * len(self.heads[item])
-            used -= max(kept, common_length(self.heads[item - 1], self.heads[item]) if item > start else 0)
+            shared = common_length(self.heads[item - 1], self.heads[item]) if item > start else 0
+            choices = self.requests[item]
+            fresh = sum(len(choice.tokens) for choice in choices) - max(kept, shared)
+            fresh -= (len(choices) - 1) * len(self.heads[item])
             leaves = kept <= len(self.target) - _WORTHWHILE
-            if item > start and (used > tokens or leaves):
-                return item
-        return len(self.heads)
+            if item > start and (used + fresh > tokens or leaves):
+                return item, used
+            used += fresh
+        return len(self.heads), used
 
     @torch.inference_mode()
     def _run(self, prefix: tuple[int, ...], batch: Sequence[Choices]) -> list[Scores]:

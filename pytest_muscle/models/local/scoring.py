@@ -30,14 +30,14 @@ def score(model: PreTrainedModel, requests: Sequence[Choices], budget: Budget) -
     """
     order = sorted(range(len(requests)), key=lambda i: -_length(requests[i]))
 
-    def take(start: int, tokens: int) -> int:
-        rows, end = 0, start
+    def take(start: int, tokens: int) -> tuple[int, int]:
+        longest, used, end = _length(requests[order[start]]), 0, start
         while end < len(order):
-            rows += len(requests[order[end]])
-            if end > start and rows * _length(requests[order[start]]) > tokens:
+            more = len(requests[order[end]]) * longest
+            if end > start and used + more > tokens:
                 break
-            end += 1
-        return end
+            used, end = used + more, end + 1
+        return end, used
 
     def run(start: int, end: int) -> list[Scores]:
         return _forward(model, [requests[i] for i in order[start:end]])

@@ -1,0 +1,104 @@
+"""Check, case by case, that multiple choice is scored as lm-evaluation-harness scores it.
+
+    pip install lm-eval
+    python agree_with_lm_eval.py MODEL GOLDEN.jsonl [--limit N] [--batch-size 8] [--tolerance 2e-3]
+
+Both run the same weights in float32 on the CPU. Prints how many choices are the same and how far the
+log-likelihoods are apart; the exit status is 1 if any choice differs or any distance exceeds the tolerance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_muscle.errors import MuscleError
+from pytest_muscle.golden import read_golden
+from pytest_muscle.models import ModelOptions, open_model
+from pytest_muscle.models.checkpoint import converted_gguf, resolve_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_muscle.golden import GoldenCase
+
+Scores = list[tuple[float, ...]]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the command line, run both and print the comparison."""
+    parser = argparse.ArgumentParser(description="Compare multiple choice with lm-evaluation-harness.")
+    parser.add_argument("model", help="directory or .gguf file")
+    parser.add_argument("golden", type=Path, help="golden dataset of multiple choice cases")
+    parser.add_argument("--limit", type=int, help="first cases only")
+    parser.add_argument("--batch-size", type=int, default=8, help="of lm-evaluation-harness")
+    parser.add_argument("--tolerance", type=float, default=2e-3, help="in nats a choice")
+    options = parser.parse_args(arguments)
+    try:
+        cases = multiple_choice_cases(options.golden)[: options.limit]
+        ours, theirs = score_here(options.model, cases), score_there(options.model, cases, options.batch_size)
+    except MuscleError as problem:
+        sys.exit(f"error: {problem}")
+    sys.exit(not report(cases, ours, theirs, options.tolerance))
+
+
+def multiple_choice_cases(path: Path) -> list[GoldenCase]:
+    """The multiple choice cases of a golden dataset."""
+    return [case for case in read_golden(path) if case.task == "multiple_choice"]
+
+
+def score_here(spec: str, cases: Sequence[GoldenCase]) -> Scores:
+    """Log-likelihoods of each case's choices from this package."""
+    model = open_model(spec, ModelOptions(device="cpu", dtype="float32"))
+    scores = {case.id: response.loglikelihoods for batch in model.respond(cases) for case, response in batch}
+    model.close()
+    return [scores[case.id] for case in cases]
+
+
+def score_there(spec: str, cases: Sequence[GoldenCase], batch_size: int) -> Scores:
+    """Log-likelihoods of each case's choices from lm-evaluation-harness."""
+    from lm_eval.models.huggingface import HFLM
+
+    place = resolve_checkpoint(spec).base
+    directory = converted_gguf(place) if place.is_file() else place
+    lm = HFLM(pretrained=str(directory), device="cpu", dtype="float32", batch_size=batch_size)
+    return loglikelihoods(lm, cases)
+
+
+def loglikelihoods(lm: object, cases: Sequence[GoldenCase]) -> Scores:
+    """Ask the harness's model about every choice of every case."""
+    from lm_eval.api.instance import Instance
+
+    requests = []
+    for case in cases:
+        context = lm.apply_chat_template([dict(m) for m in case.messages]) if case.messages else case.prompt
+        for index, choice in enumerate(case.choices):
+            pair = (context, case.delimiter + choice)
+            requests.append(Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=index))
+    values = iter(lm.loglikelihood(requests, disable_tqdm=True))
+    return [tuple(next(values)[0] for _ in case.choices) for case in cases]
+
+
+def report(cases: Sequence[GoldenCase], ours: Scores, theirs: Scores, tolerance: float) -> bool:
+    """Print the comparison; return whether the two agree."""
+    apart = [
+        max(abs(a - b) for a, b in zip(one, other, strict=True))
+        for one, other in zip(ours, theirs, strict=True)
+    ]
+    other = [i for i in range(len(cases)) if argmax(ours[i]) != argmax(theirs[i])]
+    for i in other:
+        print(f"{cases[i].id}: here {ours[i]}, there {theirs[i]}")
+    print(f"same choice: {len(cases) - len(other)} of {len(cases)} cases")
+    print(f"log-likelihoods: largest distance {max(apart):.1e}, mean {sum(apart) / len(apart):.1e} nats")
+    return not other and max(apart) <= tolerance
+
+
+def argmax(scores: tuple[float, ...]) -> int:
+    """The index of the largest score, the first one of equals."""
+    return max(range(len(scores)), key=scores.__getitem__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,400 @@
+"""Multiple choice against an oracle: one choice at a time through the model, in float64."""
+
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import save_tiny_model, tiny_tokenizer
+
+from pytest_muscle.errors import MuscleError
+from pytest_muscle.golden import GoldenCase
+from pytest_muscle.models import ModelOptions, Response, open_model
+from pytest_muscle.models.checkpoint import load_model, load_tokenizer, resolve_checkpoint
+from pytest_muscle.models.local import choosing, packing, scoring
+from pytest_muscle.models.local.batching import Budget
+from pytest_muscle.models.local.encoding import Choices, Encoder
+from pytest_muscle.models.quiet import quiet
+
+FEW_SHOT = "Question: how many apples are left? Answer: 12 apples are left in the box.\n\n" * 2
+
+
+def case(
+    number: int, prompt: str, choices: Sequence[str] = ("it is on its way", "the box"), **more
+) -> GoldenCase:
+    return GoldenCase(
+        id=f"case-{number}",
+        dataset="golden.jsonl",
+        task="multiple_choice",
+        answer=(0,),
+        prompt=prompt,
+        choices=tuple(choices),
+        **more,
+    )
+
+
+CASES = [
+    case(0, "Question: where is the parcel?\nAnswer:"),
+    case(
+        1, "Question: where is the parcel now?\nAnswer:", ["it is on its way.", "it is on its desk.", "gone"]
+    ),
+    case(2, "Grüße aus", ["Köln", "Aachen", "Köln!", "K"]),
+    case(3, "spaces that end the prompt   ", ["one", " two"]),
+    case(4, "", ["nothing before", "the choice"]),
+    case(5, "   ", ["only spaces", "before it"]),
+    case(6, "no delimiter", ["s at all", "!"], delimiter=""),
+    case(7, "<|begin|>has its own begin token", ["yes", "no"]),
+    case(8, FEW_SHOT + "Question: how many?\nAnswer:", ["12", "13 apples are left in the box"]),
+    case(9, FEW_SHOT + "Question: which?\nAnswer:", ["apples", "the bill"]),
+    case(10, FEW_SHOT + "Question: when was it paid?\nAnswer:", ["twice", "late", "late and twice"]),
+    case(11, FEW_SHOT * 4 + "longer than the context", ["of the model", "and cut on the left"]),
+]
+
+
+@cache
+def exact_model(directory: Path):
+    checkpoint = resolve_checkpoint(str(directory))
+    return load_model(checkpoint, device="cpu", dtype="float64"), load_tokenizer(checkpoint)
+
+
+def oracle(directory: Path, asked: GoldenCase, context: str | None = None) -> list[float]:
+    """The harness's rule spelt out: every choice alone, in float64, softmax over the vocabulary."""
+    model, tokenizer = exact_model(directory)
+    limit = model.config.max_position_embeddings
+    context = asked.prompt if context is None else context
+    spaces = context[len(context.rstrip()) :]
+    context = context.rstrip()
+    sums = []
+    for choice in asked.choices:
+        tail = spaces + asked.delimiter + choice
+        head = tokenizer(context).input_ids if context else [tokenizer.bos_token_id]
+        own = tokenizer(context + tail).input_ids[len(head) if context else 0 :]
+        inputs = (head + own)[-(limit + 1) :][:-1]
+        with torch.inference_mode():
+            logprobs = model(input_ids=torch.tensor([inputs])).logits[0].log_softmax(-1)
+        sums.append(
+            math.fsum(float(logprobs[len(inputs) - len(own) + i, token]) for i, token in enumerate(own))
+        )
+    return sums
+
+
+def answers(directory: Path, cases: Sequence[GoldenCase], **options) -> dict[str, Response]:
+    model = open_model(str(directory), ModelOptions(device="cpu", **options))
+    found = [pair for batch in model.respond(cases) for pair in batch]
+    model.close()
+    assert sorted(asked.id for asked, _ in found) == sorted(asked.id for asked in cases)
+    return {asked.id: response for asked, response in found}
+
+
+def assert_matches_oracle(directory: Path, cases: Sequence[GoldenCase], **options) -> None:
+    found = answers(directory, cases, **options)
+    for asked in cases:
+        assert found[asked.id].loglikelihoods == pytest.approx(oracle(directory, asked), abs=2e-4), (
+            asked.prompt
+        )
+
+
+def encoded(directory: Path, cases: Sequence[GoldenCase] = CASES) -> list[Choices]:
+    encoder = Encoder(load_tokenizer(resolve_checkpoint(str(directory))), 256, None)
+    return [encoder.choices(asked) for asked in cases]
+
+
+Score = Callable[..., object]
+
+
+def scores(
+    path: Score, model: object, requests: Sequence[Choices], tokens: int
+) -> list[tuple[float, ...] | None]:
+    found = dict(pair for batch in path(model, requests, Budget(tokens)) for pair in batch)
+    assert sorted(found) == list(range(len(requests)))
+    return [found[i] for i in range(len(requests))]
+
+
+@pytest.mark.parametrize("batch_tokens", [None, 1, 60, 500])
+def test_every_choice_scores_as_it_does_alone(tiny_model: Path, batch_tokens: int | None) -> None:
+    assert_matches_oracle(tiny_model, CASES, batch_tokens=batch_tokens)
+
+
+@pytest.mark.parametrize("path", [scoring.score, packing.score])
+@pytest.mark.parametrize("tokens", [1, 60, 100_000])
+def test_both_paths_match_the_oracle(tiny_model: Path, path: Score, tokens: int) -> None:
+    model = load_model(resolve_checkpoint(str(tiny_model)), device="cpu")
+    for asked, found in zip(CASES, scores(path, model, encoded(tiny_model), tokens), strict=True):
+        assert found == pytest.approx(oracle(tiny_model, asked), abs=2e-4), asked.prompt
+
+
+def test_one_case_alone(tiny_model: Path) -> None:
+    assert_matches_oracle(tiny_model, CASES[:1])
+
+
+def test_no_case_loads_nothing(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytest_muscle.models.checkpoint.load_model", lambda *_, **__: pytest.fail("loaded"))
+    assert list(open_model(str(tiny_model)).respond([])) == []
+
+
+def tokens_run(model: torch.nn.Module, path: Score, requests: Sequence[Choices], budget: int) -> int:
+    seen = []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, named: seen.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    scores(path, model, requests, budget)
+    hook.remove()
+    return sum(seen)
+
+
+def test_what_requests_share_is_run_once(tiny_model: Path) -> None:
+    model = load_model(resolve_checkpoint(str(tiny_model)), device="cpu")
+    requests = encoded(tiny_model, [case(i, FEW_SHOT + f"Question: {i}?\nAnswer:") for i in range(20)])
+    shared = packing.common_length(requests[0][0].tokens, requests[-1][0].tokens)
+    every = sum(len(choice.tokens) - 1 for choices in requests for choice in choices)
+    assert shared > 60
+    for budget in (1, 80, 400):
+        # The block goes through the first row, where nothing is known about the second, and the cache.
+        assert tokens_run(model, packing.score, requests, budget) <= every - shared * (2 * len(requests) - 2)
+
+
+def test_the_cache_moves_from_block_to_block(tiny_model: Path) -> None:
+    model = load_model(resolve_checkpoint(str(tiny_model)), device="cpu")
+    other = "Summary: the order came late, and the customer was not happy about it.\n\n" * 2
+    cases = [case(i, block + f"Question: {i}?\nAnswer:") for i in range(6) for block in (FEW_SHOT, other, "")]
+    requests = encoded(tiny_model, cases)
+    for asked, found in zip(cases, scores(packing.score, model, requests, 40), strict=True):
+        assert found == pytest.approx(oracle(tiny_model, asked), abs=2e-4)
+    blocks = [len(requests[i][0].tokens) for i in (0, 1)]
+    assert tokens_run(model, packing.score, requests, 40) < 2 * sum(blocks) + 18 * 40
+
+
+@pytest.mark.parametrize("kind", ["window", "gpt2", "mamba"])
+def test_other_architectures_match_the_oracle_too(tmp_path: Path, kind: str) -> None:
+    directory = save_other_model(tmp_path / kind, kind)
+    cases = [
+        case(i, f"Question: {text}?\nAnswer:")
+        for i, text in enumerate(["where", "where is it", "when and why"])
+    ]
+    assert_matches_oracle(directory, cases)
+
+
+@pytest.mark.parametrize(("kind", "packed"), [("window", False), ("gpt2", True), ("mamba", False)])
+def test_packing_is_used_where_it_gives_the_same_numbers(
+    tmp_path: Path, kind: str, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = save_other_model(tmp_path / kind, kind)
+    paths = []
+    for name, module in (("packed", packing), ("plain", scoring)):
+        real = module.score
+        monkeypatch.setattr(module, "score", lambda *a, real=real, name=name: paths.append(name) or real(*a))
+    answers(directory, CASES[:3])
+    assert paths == ["plain", "packed", "packed" if packed else "plain"]
+
+
+def save_other_model(directory: Path, kind: str) -> Path:
+    import transformers
+
+    size = len(tiny_tokenizer())
+    common = {"vocab_size": size, "initializer_range": 0.5, "bos_token_id": 0, "eos_token_id": 1}
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = {
+        "window": lambda: transformers.MistralConfig(
+            **common, **small, num_key_value_heads=2, sliding_window=6, max_position_embeddings=256
+        ),
+        "gpt2": lambda: transformers.GPT2Config(**common, n_embd=16, n_layer=2, n_head=4, n_positions=256),
+        "mamba": lambda: transformers.MambaConfig(
+            **common, hidden_size=16, num_hidden_layers=2, state_size=4
+        ),
+    }[kind]()
+    if kind == "mamba":
+        config.max_position_embeddings = 256
+    with torch.random.fork_rng(), quiet():
+        torch.manual_seed(3)
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+        tiny_tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("failure", [lambda *_: [[(0, (0.0, 0.0))]], lambda *_: 1 / 0])
+def test_a_packed_path_that_fails_or_differs_is_not_used(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, failure: Callable[..., object]
+) -> None:
+    monkeypatch.setattr(packing, "score", failure)
+    assert_matches_oracle(tiny_model, CASES)
+
+
+class Memory:
+    """Lets a model's forward pass fail above a number of tokens, as a full device would."""
+
+    def __init__(self, model: torch.nn.Module, tokens: int, error: Exception) -> None:
+        self.failures = 0
+
+        def check(_: object, __: object, named: dict[str, torch.Tensor]) -> None:
+            if named["input_ids"].numel() > tokens:
+                self.failures += 1
+                raise error
+
+        model.register_forward_pre_hook(check, with_kwargs=True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+@pytest.mark.parametrize("path", [scoring.score, packing.score, choosing.score])
+def test_batches_are_halved_when_memory_runs_out(tiny_model: Path, path: Score, error: Exception) -> None:
+    model = load_model(resolve_checkpoint(str(tiny_model)), device="cpu")
+    requests = encoded(tiny_model, CASES[:8])
+    expected = scores(path, model, requests, 100_000)
+    memory = Memory(model, 150, error)
+    budget = Budget(100_000)
+    found = dict(pair for batch in path(model, requests, budget) for pair in batch)
+    assert memory.failures > 0
+    assert budget.tokens < 100_000
+    for index, values in enumerate(expected):
+        assert found[index] == pytest.approx(values, abs=1e-4)
+
+
+def test_a_case_too_large_for_the_memory_is_an_error_and_the_others_are_answered(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = load_model
+
+    def load(*arguments, **named):
+        model = real(*arguments, **named)
+        Memory(model, 100, torch.OutOfMemoryError("CUDA out of memory"))
+        return model
+
+    monkeypatch.setattr("pytest_muscle.models.checkpoint.load_model", load)
+    found = answers(tiny_model, CASES)
+    failed = {name for name, response in found.items() if response.error}
+    assert failed == {"case-11"}
+    assert "ran out of memory even on this case alone" in found["case-11"].error
+    assert all(found[f"case-{i}"].loglikelihoods for i in range(11))
+
+
+def test_other_errors_are_not_swallowed(tiny_model: Path) -> None:
+    model = load_model(resolve_checkpoint(str(tiny_model)), device="cpu")
+    Memory(model, 0, RuntimeError("a defect"))
+    with pytest.raises(RuntimeError, match="a defect"):
+        scores(choosing.score, model, encoded(tiny_model), 100)
+
+
+def test_nan_is_an_error_of_the_case(tmp_path: Path) -> None:
+    directory = save_tiny_model(tmp_path / "nan", seed=0)
+    model = load_model(resolve_checkpoint(str(directory)), device="cpu")
+    with torch.no_grad(), quiet():
+        model.lm_head.weight.fill_(math.nan)
+        model.save_pretrained(directory)
+    found = answers(directory, CASES[:3])
+    assert {response.error for response in found.values()} == {"the model returned NaN as a log-likelihood"}
+
+
+def test_messages_go_through_the_chat_template(tiny_model: Path) -> None:
+    said = ({"role": "user", "content": "where is it?"},)
+    asked = case(0, "", ["on its way", "gone"], delimiter="", messages=said)
+    rendered = "<|user|>where is it?<|end|><|assistant|>"
+    assert answers(tiny_model, [asked])["case-0"].loglikelihoods == pytest.approx(
+        oracle(tiny_model, asked, rendered), abs=2e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("messages", "rendered"),
+    [
+        ([("user", "hi")], "<|system|>Be brief.<|end|><|user|>hi<|end|><|assistant|>"),
+        (
+            [("system", "Old."), ("user", "hi")],
+            "<|system|>Be brief.\n\nOld.<|end|><|user|>hi<|end|><|assistant|>",
+        ),
+        ([("user", "hi"), ("assistant", "so")], "<|system|>Be brief.<|end|><|user|>hi<|end|><|assistant|>so"),
+    ],
+)
+def test_a_system_prompt_comes_first(
+    tiny_model: Path, messages: list[tuple[str, str]], rendered: str
+) -> None:
+    encoder = Encoder(load_tokenizer(resolve_checkpoint(str(tiny_model))), 256, "Be brief.")
+    said = tuple({"role": role, "content": content} for role, content in messages)
+    assert encoder.text(case(0, "", messages=said)) == rendered
+    assert encoder.text(case(0, "plain")) == "Be brief.\n\nplain"
+
+
+def test_a_template_without_a_place_for_the_system_message(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(resolve_checkpoint(str(tiny_model)))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    )
+    said = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"})
+    assert Encoder(tokenizer, 256, None).text(case(0, "", messages=said)) == "hi"
+
+
+def test_messages_need_a_chat_template(tiny_model: Path, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(tiny_model, tmp_path / "plain"))
+    (directory / "chat_template.jinja").unlink()
+    asked = case(0, "", messages=({"role": "user", "content": "hi"},), line=7)
+    with pytest.raises(
+        MuscleError, match=r"golden\.jsonl:7: case 'case-0' has messages, .* no chat template"
+    ):
+        answers(directory, [asked])
+
+
+def test_a_choice_that_cannot_be_asked_is_an_error_of_its_case(tiny_model: Path) -> None:
+    found = answers(
+        tiny_model, [*CASES[:2], case(20, "empty", ["", "x"], delimiter=""), case(21, "x", ["y", "z " * 400])]
+    )
+    assert "adds no token" in found["case-20"].error
+    assert "the model's context 256" in found["case-21"].error
+    assert found["case-0"].loglikelihoods
+
+
+def test_lone_surrogates_are_replaced(tiny_model: Path) -> None:
+    bad, good = case(0, "a \ud800 b", ["\udfff", "x"]), case(1, "a � b", ["�", "x"])
+    found = answers(tiny_model, [bad, good])
+    assert found["case-0"].loglikelihoods == pytest.approx(found["case-1"].loglikelihoods)
+
+
+def test_duplicate_requests_get_equal_answers(tiny_model: Path) -> None:
+    found = answers(tiny_model, [replace(CASES[1], id=str(i)) for i in range(5)])
+    for response in found.values():
+        assert response.loglikelihoods == pytest.approx(found["0"].loglikelihoods, abs=1e-5)
+
+
+def test_the_fingerprint_names_what_can_change_a_response(
+    tiny_model: Path, tiny_model_b: Path, tmp_path: Path
+) -> None:
+    def fingerprint(directory: Path, **options) -> str:
+        return open_model(str(directory), ModelOptions(**options)).fingerprint
+
+    plain = fingerprint(tiny_model)
+    copy = Path(shutil.copytree(tiny_model, tmp_path / "copy"))
+    assert fingerprint(copy) == plain == fingerprint(tiny_model, batch_tokens=7)
+    others = [
+        fingerprint(tiny_model_b),
+        fingerprint(tiny_model, dtype="bfloat16"),
+        fingerprint(tiny_model, system_prompt="Be brief."),
+    ]
+    assert len({plain, *others}) == 4
+
+
+def test_an_adapter_answers_as_adapter(tiny_model: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = load_model(resolve_checkpoint(str(tiny_model)), device="cpu")
+    with quiet(), torch.random.fork_rng():
+        torch.manual_seed(5)
+        tuned = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+        tuned.save_pretrained(tmp_path / "adapter")
+        merged = tuned.merge_and_unload()
+        merged.save_pretrained(tmp_path / "merged")
+        load_tokenizer(resolve_checkpoint(str(tiny_model))).save_pretrained(tmp_path / "merged")
+    found = answers(tmp_path / "adapter", CASES)
+    base = answers(tiny_model, CASES)
+    for asked in CASES:
+        expected = oracle(tmp_path / "merged", asked)
+        assert found[asked.id].loglikelihoods == pytest.approx(expected, abs=1e-3)
+        assert found[asked.id].loglikelihoods != pytest.approx(base[asked.id].loglikelihoods, abs=1e-2)
