@@ -13,9 +13,8 @@ from typing import Any
 
 from pytest_muscle.errors import MuscleError, did_you_mean
 from pytest_muscle.flips import CaseResult, Flip
-
-FILE = "muscle-accepted.toml"
-"""The file's name; it lies in the root folder of the tests."""
+from pytest_muscle.golden import GoldenCase
+from pytest_muscle.settings import ACCEPTED
 
 Key = tuple[str, str]
 
@@ -58,7 +57,7 @@ class StaleFlip:
 
     def sentence(self) -> str:
         """Say that the line can go."""
-        return f"{FILE}: the line of {self.accepted.title} can go: {self.why}"
+        return f"{ACCEPTED}: the line of {self.accepted.title} can go: {self.why}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +80,12 @@ class AcceptedFlips:
             if accepted and result.error is None and (problem := self._problem(accepted, result)):
                 stale.append(StaleFlip(accepted, problem))
         return stale
+
+    def gone(self, cases: Iterable[GoldenCase]) -> set[Key]:
+        """Return the keys of those that name no case, though ``cases`` holds others of their dataset."""
+        known = {(_storable(case.dataset), _storable(case.id)) for case in cases}
+        datasets = {dataset for dataset, _ in known}
+        return {key for key in self.flips if key[0] in datasets and key not in known}
 
     def unexplained(self) -> list[AcceptedFlip]:
         """Return those whose reason nobody has filled in."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from pytest_muscle.accepted import AcceptedFlips, StaleFlip
 from pytest_muscle.flips import CaseResult, Flip
 from pytest_muscle.gates import Gate, Outcome, Verdict, decide, outcome
 from pytest_muscle.golden import GoldenCase
@@ -43,7 +44,8 @@ class Comparison:
     """The selected cases under both models, and the gates.
 
     ``beside`` holds results of unselected cases whose responses were at hand: the gates count them,
-    the reports do not. ``planned`` are the gates as they were before any response came.
+    the reports do not; ``unselected`` cases were left out in all. ``planned`` are the gates as they were
+    before any response came. ``accepted`` flips do not fail, ``stale`` ones are accepted in vain.
     """
 
     old: ModelIdentity
@@ -52,6 +54,9 @@ class Comparison:
     beside: Sequence[CaseResult] = ()
     planned: Sequence[Gate] = ()
     notices: Sequence[str] = ()
+    unselected: int = 0
+    accepted: AcceptedFlips = field(default_factory=AcceptedFlips)
+    stale: Sequence[StaleFlip] = ()
 
     @cached_property
     def metrics(self) -> Metrics:
@@ -80,15 +85,33 @@ class Comparison:
             name: slice_members(results, lambda result: result.case)
             for name, results in self._by_dataset([*self.results, *self.beside]).items()
         }
-        return [decide(gate, members.get(gate.dataset, {}).get(gate.slice, ())) for gate in self.planned]
+        accepted = {r.case.key for r in (*self.results, *self.beside) if self.accepted.find(r)}
+        return [
+            decide(gate, members.get(gate.dataset, {}).get(gate.slice, ()), accepted) for gate in self.planned
+        ]
 
     @cached_property
     def outcomes(self) -> dict[tuple[str, str], Outcome]:
         """What becomes of each case, by its key."""
+        gates = self._gates_of
+        return {r.case.key: outcome(r, gates.get(r.case.dataset, ()), self._reason(r)) for r in self.results}
+
+    def _reason(self, result: CaseResult) -> str | None:
+        accepted = self.accepted.find(result)
+        return accepted.reason if accepted else None
+
+    @cached_property
+    def _gates_of(self) -> dict[str, list[Gate]]:
         gates: dict[str, list[Gate]] = {}
         for gate in self.gates:
             gates.setdefault(gate.dataset, []).append(gate)
-        return {r.case.key: outcome(r, gates.get(r.case.dataset, [])) for r in self.results}
+        return gates
+
+    def weighs(self, result: CaseResult) -> bool:
+        """Whether a result's flip can fail or uses up a budget, if it is not accepted."""
+        gates = self._gates_of.get(result.case.dataset, ())
+        regressed = result.flip is not None and result.flip.is_regression
+        return regressed and (not gates or any(gate.covers(result) for gate in gates))
 
     @property
     def passed(self) -> bool:
@@ -132,6 +155,12 @@ class Comparison:
             "adapter": None,
             "cases": [self._case(result) for result in self.results],
         }
+
+    def _repr_html_(self) -> str:
+        """Show the verdict, gates, quadrants, rates and worst regressions in a notebook."""
+        from pytest_muscle.reports.html import render_fragment
+
+        return render_fragment(self)
 
     def to_frame(self) -> pandas.DataFrame:
         """Return one row a case: what was asked, both answers, flip, outcome and size."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import shutil
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pytest_muscle.accepted import AcceptedFlips, StaleFlip, read_accepted
 from pytest_muscle.comparison import Comparison, ModelIdentity
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.evaluation import Key, Progress, ask, held, silent
@@ -19,7 +22,7 @@ from pytest_muscle.gates import Gate, plan
 from pytest_muscle.golden import GoldenCase, read_golden
 from pytest_muscle.grading import grade, make_similarity
 from pytest_muscle.models import Model, ModelOptions, Response, open_model
-from pytest_muscle.settings import ModelSpec, Settings, load_settings
+from pytest_muscle.settings import ACCEPTED, ModelSpec, Settings, load_settings
 from pytest_muscle.store import Store
 
 
@@ -102,14 +105,33 @@ class Session:
         sides = [self._responses(model, everything, selected, asking) for model in self.models]
         results, beside = self._judge(everything, selected, *sides)
         old, new = self.models
-        return Comparison(
+        compared = Comparison(
             old=ModelIdentity(self.settings.old.name, old.fingerprint),
             new=ModelIdentity(self.settings.new.name, new.fingerprint),
             results=results,
             beside=beside,
             planned=[gate for path in self._datasets for gate in self.gates(path)],
             notices=[*self._store.notices, *old.notices, *new.notices],
+            unselected=len(everything) - len(selected),
         )
+        return self._accept(compared, everything)
+
+    def _accept(self, compared: Comparison, everything: Sequence[GoldenCase]) -> Comparison:
+        if self.settings.accepted is None:
+            return compared
+        accepted = read_accepted(self.settings.accepted, dt.date.today())
+        # A limited run does not see every case, and so cannot say that one is gone.
+        gone = accepted.gone(everything) if self.settings.limit is None else set()
+        if self.settings.accept:
+            free = {r.case.key for r in compared.results if r.flip and r.flip.is_regression}
+            free -= {r.case.key for r in compared.results if compared.weighs(r)}
+            accepted = accepted.renewed([r for r in compared.results if r.case.key not in free], gone)
+            gone = set()
+        stale = accepted.stale([*compared.results, *compared.beside], gone)
+        notices = [*compared.notices, *_about(accepted, stale)]
+        if self.settings.history and compared.unselected:
+            notices.append(f"not added to the history: {compared.unselected:,} cases were not selected")
+        return replace(compared, accepted=accepted, stale=stale, notices=notices)
 
     def _responses(
         self, model: Model, everything: Sequence[GoldenCase], selected: Sequence[GoldenCase], asking: bool
@@ -163,6 +185,20 @@ class Session:
             self._store.close()
         if self.settings.cache_dir is None and not keep:
             shutil.rmtree(self._own_folder, ignore_errors=True)
+
+
+def _about(accepted: AcceptedFlips, stale: Sequence[StaleFlip]) -> list[str]:
+    notices = [each.sentence() for each in stale[:_MOST_NOTICES]]
+    if len(stale) > _MOST_NOTICES:
+        notices.append(
+            f"{ACCEPTED}: {len(stale) - _MOST_NOTICES:,} more lines can go; --muscle-accept removes them"
+        )
+    if unexplained := len(accepted.unexplained()):
+        notices.append(f"{ACCEPTED}: {unexplained:,} accepted flips have no reason yet")
+    return notices
+
+
+_MOST_NOTICES = 5
 
 
 def compare(old: str, new: str, golden: str | Path | Sequence[str | Path], **options: Any) -> Comparison:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os.path import relpath
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 from pytest_muscle.errors import MuscleError, did_you_mean
 
 TABLE = "tool.pytest-muscle"
+ACCEPTED = "muscle-accepted.toml"
+"""The file of accepted flips; it lies in the root folder of the tests."""
 THRESHOLDS = ("max_nfr", "max_nfr_mc", "max_accuracy_drop", "max_mean_regression")
 
 
@@ -48,6 +50,7 @@ class Settings:
     report: Path | None = None
     markdown: Path | None = None
     history: Path | None = None
+    accepted: Path | None = None
     accept: bool = False
     strict_accepted: bool = False
     record: Path | None = None
@@ -194,11 +197,13 @@ def load_settings(
     the key, its place and the remedy.
     """
     file = file or root / "pyproject.toml"
+    in_project = table is None
     table = read_table(file) if table is None else table
     given = {key: value for key, value in given.items() if value not in (None, False, [])}
     if not ({"old", "new"} & (given.keys() | table.keys())):
         return None
-    return _Loader(root, cwd, file, table, given).load()
+    settings = _Loader(root, cwd, file, table, given).load()
+    return replace(settings, accepted=root / ACCEPTED) if in_project else settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,344 @@
+"""The report for people: one HTML file that needs nothing else, and its short form for notebooks."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, cached_property
+from importlib.metadata import version
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from pytest_muscle.comparison import Comparison
+from pytest_muscle.flips import CaseResult, Flip
+from pytest_muscle.history import Run
+from pytest_muscle.reports import plots, story
+from pytest_muscle.reports.explain import change
+from pytest_muscle.reports.text import plain
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+_SYMBOLS = {
+    Flip.NEGATIVE: "▼",
+    Flip.INCONSISTENCY: "◆",
+    Flip.POSITIVE: "▲",
+    Flip.BOTH_CORRECT: "●",
+    Flip.BOTH_CORRECT_CHANGED: "◉",
+    Flip.BOTH_WRONG: "○",
+    Flip.UNCHANGED: "=",
+}
+_FLIPS = {str(flip): {"words": flip.words, "symbol": symbol} for flip, symbol in _SYMBOLS.items()}
+_FLIPS["error"] = {"words": "not judged", "symbol": "?"}
+
+_MOST_SLICES = 30
+_MOST_WORST = 5
+_MOST_BYTES = 12_000_000
+_LIMITS = ((20_000, 20_000), (20_000, 2_000), (8_000, 600), (2_000, 250), (600, 100), (150, 50))
+"""How many characters of a text are kept, of regressions and of other cases: the first that fits is used."""
+
+
+def render_html(comparison: Comparison, history: Sequence[Run] = (), made: str = "") -> str:
+    """Return the whole page; ``history`` is the trend to draw, ``made`` says when the run was."""
+    from markupsafe import Markup
+
+    script = _source("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            page=Page(comparison, history),
+            data=Markup(_cases_json(comparison)),
+            script=Markup(script),
+            script_hash=f"sha256-{digest}",
+            made=made,
+            version=version("pytest-muscle"),
+        )
+    )
+
+
+def render_fragment(comparison: Comparison) -> str:
+    """Return the verdict, gates, quadrants, rates and worst regressions as HTML to be shown in a page."""
+    return _environment().get_template("fragment.html").render(page=Page(comparison))
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("pytest_muscle.reports"), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters |= {"plain": plain, "percent": story.percent, "change": change}
+    return environment
+
+
+def _source(name: str) -> str:
+    return files("pytest_muscle.reports").joinpath("templates", name).read_text("utf-8")
+
+
+Step = str | int | tuple["Step", ...]
+"""A key or index on the way into the JSON result, or several."""
+
+
+def _flat(at: Iterable[Step]) -> Iterator[str | int]:
+    for step in at:
+        if isinstance(step, tuple):
+            yield from _flat(step)
+        else:
+            yield step
+
+
+class Page:
+    """What the templates ask for; every figure is looked up in the JSON result and says where it is."""
+
+    def __init__(self, comparison: Comparison, history: Sequence[Run] = ()) -> None:
+        self.comparison = comparison
+        self.history = history
+        self.result = comparison.to_dict()
+        self.flips = _FLIPS
+
+    # Figures
+
+    def percent(self, *at: Step) -> Markup:
+        """Show a rate."""
+        return self._figure(at, story.percent)
+
+    def score(self, *at: Step) -> Markup:
+        """Show a similarity or a change of one."""
+        return self._figure(at, story.score)
+
+    def number(self, *at: Step) -> Markup:
+        """Show a count."""
+        return self._figure(at, "{:,}".format)
+
+    def precise(self, *at: Step) -> Markup:
+        """Show a p-value."""
+        return self._figure(at, "{:.3g}".format)
+
+    def seconds(self, *at: Step) -> Markup:
+        """Show a duration."""
+        return self._figure(at, "{:,.0f} s".format)
+
+    def bounds(self, *at: Step) -> str:
+        """Show an interval of a rate."""
+        from markupsafe import Markup
+
+        if self._value(at) is None:
+            return story.NOTHING
+        return Markup("{} to {}").format(self.percent(at, 0), self.percent(at, 1))
+
+    def has(self, *at: Step) -> bool:
+        """Whether the result has this value."""
+        return self._value(at) is not None
+
+    def _figure(self, at: tuple[Step, ...], shown: Callable[[Any], str]) -> Markup:
+        from markupsafe import Markup
+
+        value = self._value(at)
+        if value is None:
+            return Markup(story.NOTHING)
+        pointer = "/".join(["", *(str(step).replace("~", "~0").replace("/", "~1") for step in _flat(at))])
+        # A pointer through the name of a huge slice would only bloat the page.
+        pointer = pointer if len(pointer) < 400 else ""
+        return Markup('<data value="{}" data-at="{}">{}</data>').format(value, pointer, shown(value))
+
+    def _value(self, at: tuple[Step, ...]) -> Any:
+        value: Any = self.result
+        for step in _flat(at):
+            if value is None or (isinstance(value, Mapping) and step not in value):
+                return None
+            value = value[step]
+        return value
+
+    # Parts
+
+    @cached_property
+    def sentences(self) -> list[str]:
+        """What happened, in words."""
+        return story.sentences(self.comparison)
+
+    @cached_property
+    def gates(self) -> list[dict[str, Any]]:
+        """Each gate, its number in the result and its bar; all bars of one unit share an axis."""
+        tops: dict[str, float] = {}
+        for gate in self.comparison.gates:
+            rates = (gate.value, gate.limit, *(gate.interval or ()), tops.get(gate.name))
+            tops[gate.name] = max(rate for rate in rates if rate is not None)
+        return [
+            {
+                "gate": gate,
+                "index": i,
+                "bar": plots.bar(gate.value, gate.interval, gate.limit, plots.top_of([tops[gate.name]])),
+            }
+            for i, gate in enumerate(self.comparison.gates)
+        ]
+
+    @cached_property
+    def quadrants(self) -> Mapping[str, int]:
+        """The number of cases of each flip among those with a right and a wrong."""
+        return {str(flip): self.comparison.quadrants[flip] for flip in Flip}
+
+    def share(self, flip: str) -> str:
+        """The share of a flip among the cases with a right and a wrong."""
+        return story.percent(self.quadrants[flip] / sum(self.quadrants.values()))
+
+    @cached_property
+    def generated(self) -> Mapping[str, int]:
+        """The number of cases of each flip among those of generation."""
+        counts = Counter(r.flip for r in self.comparison.results if r.case.task == "generation")
+        return {str(flip): counts[flip] for flip in (Flip.NEGATIVE, Flip.UNCHANGED, Flip.POSITIVE)}
+
+    @property
+    def generated_total(self) -> int:
+        """The number of generation's judged cases."""
+        return sum(self.generated.values())
+
+    def generated_share(self, flip: str) -> str:
+        """The share of a flip among generation's cases."""
+        return story.percent(self.generated[flip] / self.generated_total)
+
+    @cached_property
+    def flow(self) -> plots.FlowPlot | None:
+        """From the old model's answers to the new one's."""
+        return plots.flow_plot(self.comparison)
+
+    @cached_property
+    def scatters(self) -> list[plots.Scatter]:
+        """Old against new: scores of generation, margins of multiple choice."""
+        return [*plots.score_plots(self.comparison), *plots.margin_plots(self.comparison)]
+
+    @cached_property
+    def trend(self) -> plots.Trend | None:
+        """The metrics through the runs."""
+        return plots.trend(self.history, self.comparison)
+
+    @cached_property
+    def slices(self) -> list[dict[str, Any]]:
+        """The slices of each dataset that show something, highest NFR first."""
+        parts = []
+        for name, dataset in self.comparison.datasets.items():
+            order = sorted(dataset.slices, key=lambda key: (-(dataset.slices[key].nfr or 0.0), key))
+            if order:
+                shown = order[:_MOST_SLICES]
+                parts.append({"dataset": name, "names": shown, "more": len(order) - len(shown)})
+        return parts
+
+    @cached_property
+    def worst(self) -> list[CaseResult]:
+        """The worst regressions."""
+        regressions = (r for r in story.worst_first(self.comparison) if r.flip and r.flip.is_regression)
+        return [result for result, _ in zip(regressions, range(_MOST_WORST), strict=False)]
+
+    def nfr_bar(self, *at: Step) -> plots.Bar:
+        """The NFR of some metrics as a bar on the axis that all rows share."""
+        interval = self._value((at, "intervals", "nfr"))
+        return plots.bar(
+            self._value((at, "nfr")), (interval[0], interval[1]) if interval else None, None, self._top
+        )
+
+    @cached_property
+    def _top(self) -> float:
+        measured = [self.comparison.metrics]
+        for dataset in self.comparison.datasets.values():
+            measured += [dataset.metrics, *dataset.slices.values()]
+        # A slice of three cases has an interval up to 70%: it may leave the plot, the values may not.
+        widest = [m.intervals["nfr"][1] for m in measured if "nfr" in m.intervals and m.n >= 30]
+        return plots.top_of([*(m.nfr for m in measured), *widest])
+
+    def said(self, *at: Step) -> str:
+        """The NFR of some metrics, in words."""
+        interval = self._value((at, "intervals", "nfr"))
+        said = story.percent(self._value((at, "nfr")))
+        return f"{said}, 95% interval {story.bounds(interval)}" if interval else said
+
+    def link(self, **filters: str) -> str:
+        """The page's own address with these filters set."""
+        cut = {name: plain(value, _NAME) for name, value in filters.items()}
+        return "#" + urlencode(cut, errors="replace")
+
+
+# The cases ----------------------------------------------------------------------------------------
+
+_NAME = 200
+
+
+def _cases_json(comparison: Comparison) -> str:
+    for of_regressions, of_others in _LIMITS:
+        text = _embedded(
+            {
+                "flips": _FLIPS,
+                "datasets": [plain(name, _NAME) for name in comparison.datasets],
+                "cases": list(_cases(comparison, of_regressions, of_others)),
+            }
+        )
+        if len(text.encode("utf-8", "replace")) <= _MOST_BYTES:
+            break
+    return text
+
+
+_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
+
+
+def _embedded(value: Any) -> str:
+    """Return JSON that cannot end the script element it stands in."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_ESCAPES)
+
+
+def _cases(comparison: Comparison, of_regressions: int, of_others: int) -> Iterator[dict[str, Any]]:
+    datasets = {name: i for i, name in enumerate(comparison.datasets)}
+    ranks = {result.case.key: rank for rank, result in enumerate(story.worst_first(comparison))}
+    for result in comparison.results:
+        case, decided = result.case, comparison.outcomes[result.case.key]
+        calm = result.flip is not None and not result.flip.is_regression
+        limit = of_others if calm else of_regressions
+        is_choice = case.task == "multiple_choice"
+        yield {
+            "id": plain(case.id, _NAME),
+            "dataset": datasets[case.dataset],
+            "task": case.task,
+            "tags": {plain(tag, _NAME // 2): plain(value, _NAME // 2) for tag, value in case.tags.items()},
+            "flip": str(result.flip or "error"),
+            "outcome": str(decided.verdict),
+            "reason": plain(decided.reason, 1000),
+            "delta": result.delta,
+            "rank": ranks[case.key],
+            "prompt": plain(_request(result), limit),
+            "choices": [plain(choice, limit) for choice in case.choices],
+            "answer": case.answer if is_choice else [],
+            "truth": [] if is_choice else [plain(str(text), limit) for text in case.answer],
+            "old": _side(result, "old", limit),
+            "new": _side(result, "new", limit),
+            "margin": [_finite(value) for value in story.margins(result)],
+            "unit": plots.UNITS[case.choice_rule] if is_choice else "",
+        }
+
+
+def _request(result: CaseResult) -> str:
+    case = result.case
+    return case.prompt or "\n\n".join(f"{each['role']}: {each['content']}" for each in case.messages)
+
+
+def _side(result: CaseResult, side: str, limit: int) -> dict[str, Any]:
+    response = result.old if side == "old" else result.new
+    grade = result.old_grade if side == "old" else result.new_grade
+    answer = None if result.case.task == "generation" else grade.answer
+    return {
+        "text": plain(response.text or "", limit) if response else "",
+        "answer": plain(answer, limit) if isinstance(answer, str) else answer,
+        "correct": grade.correct,
+        "score": grade.score,
+        "loglikelihoods": [_finite(value) for value in response.loglikelihoods] if response else [],
+        "error": plain(grade.error, 1000) if grade.error is not None else None,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
