@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,7 +102,7 @@ class MusclePlugin:
         """Add the golden datasets that lie where pytest does not look by itself."""
         if not (self.is_bare or self.settings.sources.get("golden", "").startswith("--")):
             return
-        collected = {item.path for item in items if isinstance(item, CaseItem | GateItem)}
+        collected = {item.path for item in items if isinstance(item, _MuscleItem)}
         collected |= {path for path in self.settings.golden if session.isinitpath(path)}
         for path in self.settings.golden:
             if path not in collected and not self._failed_to_collect(session, path):
@@ -143,7 +144,7 @@ class MusclePlugin:
             self.shown = self.session.comparison
         except MuscleError as error:
             session.shouldfail = "pytest-muscle: the models could not be compared"
-            raise Unjudged(str(error)) from None
+            pytest.fail(str(error), pytrace=False)
         return self.shown
 
     def _progress(self, title: str, total: int) -> Any:
@@ -162,7 +163,8 @@ class MusclePlugin:
             letter, word = _WORDS.get(properties["muscle"], ("F", "FAILED"))
             return "failed", letter, (word, {"red": True})
         if hasattr(report, "wasxfail"):
-            return "xfailed", "t", ("TOLERATED", {"yellow": True})
+            word = properties["outcome"]
+            return "xfailed", word[0], (word.upper(), {"yellow": True})
         return None
 
     # Reporting
@@ -189,9 +191,12 @@ class MusclePlugin:
                 self.config.workeroutput["muscle"] = self.session.describe()  # type: ignore[attr-defined]
         elif self.shown is not None:
             from pytest_muscle.reports.files import write_files
+            from pytest_muscle.reports.github import append_summary, is_github
 
             try:
                 write_files(self.shown, self.settings)
+                if is_github(os.environ):
+                    append_summary(self.shown, os.environ)
             except MuscleError as error:
                 session.exitstatus = pytest.ExitCode.USAGE_ERROR
                 self.failure = str(error)
@@ -206,9 +211,17 @@ class MusclePlugin:
             terminalreporter.section("pytest-muscle")
             writer = terminalreporter._tw
             text = summarise(self.shown, writer.fullwidth, writer.hasmarkup)
-            terminalreporter.write(text, flush=True)
+            terminalreporter.write(_logged(text), flush=True)
+            self._annotate(terminalreporter)
         if self.failure:
             terminalreporter.write_line(f"ERROR: {self.failure}", red=True)
+
+    def _annotate(self, terminalreporter: pytest.TerminalReporter) -> None:
+        from pytest_muscle.reports.github import commands, is_github
+
+        if is_github(os.environ) and self.shown is not None:
+            for line in commands(self.shown, self.settings.root, os.environ):
+                terminalreporter.write_line(line)
 
     def pytest_unconfigure(self) -> None:
         """Close the store."""
@@ -221,10 +234,6 @@ _WORDS = {
     "gate": ("G", "GATE FAILED"),
 }
 _UNREADABLE = pytest.StashKey[set[Path]]()
-
-
-class Unjudged(Exception):
-    """A case or gate that could not be judged, or a run that could not be made."""
 
 
 class Regression(Exception):
@@ -247,6 +256,8 @@ class GoldenFile(pytest.File):
             yield CaseItem.from_parent(self, name=node_name(case.id), case=case)
         for gate in gates:
             yield GateItem.from_parent(self, name=node_name(gate.title), gate=gate)
+        if plugin.settings.strict_accepted:
+            yield AcceptedItem.from_parent(self, name="accepted", dataset=cases[0].dataset)
 
 
 class _MuscleItem(pytest.Item):
@@ -259,7 +270,7 @@ class _MuscleItem(pytest.Item):
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         if isinstance(excinfo.value, pytest.xfail.Exception) and not self.config.option.runxfail:
             return str(excinfo.value)
-        if not isinstance(excinfo.value, Regression | Unjudged):
+        if not isinstance(excinfo.value, Regression):
             return super().repr_failure(excinfo, style)
         shown = excinfo.getrepr(style="value")
         if shown.reprcrash is not None:
@@ -284,7 +295,7 @@ class CaseItem(_MuscleItem):
         if self.result.error is not None:
             from pytest_muscle.reports.explain import explain
 
-            raise Unjudged(explain(self.result, self.outcome))
+            raise Unjudged(_logged(explain(self.result, self.outcome)))
 
     def runtest(self) -> None:
         """Fail on a flip, unless a budget or the accepted list bears it."""
@@ -292,8 +303,8 @@ class CaseItem(_MuscleItem):
         if verdict == "failed":
             from pytest_muscle.reports.explain import explain
 
-            raise Regression(explain(self.result, self.outcome))
-        if verdict == "tolerated":
+            raise Regression(_logged(explain(self.result, self.outcome)))
+        if verdict in ("tolerated", "accepted"):
             raise pytest.xfail.Exception(self.outcome.reason)
 
     def reportinfo(self) -> tuple[Path, int, str]:
@@ -326,6 +337,38 @@ class GateItem(_MuscleItem):
         return self.path, None, self.name
 
 
+class AcceptedItem(_MuscleItem):
+    """Does every line of the accepted flips still accept something, and say why?"""
+
+    def __init__(self, *, dataset: str, **how: Any) -> None:
+        super().__init__(**how)
+        self.dataset = dataset
+
+    def runtest(self) -> None:
+        """Fail where a line of this dataset can go or has no reason."""
+        comparison = self.muscle.comparison(self.session)
+        problems = [stale.sentence() for stale in comparison.stale if stale.accepted.dataset == self.dataset]
+        problems += [
+            f"{each.title} is accepted without a reason"
+            for each in comparison.accepted.unexplained()
+            if each.dataset == self.dataset
+        ]
+        if problems:
+            from pytest_muscle.reports.text import plain
+
+            raise Regression(_logged(plain("\n".join(problems))))
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        """Point at the dataset."""
+        return self.path, None, self.name
+
+
+def _logged(text: str) -> str:
+    from pytest_muscle.reports.github import defuse, is_github
+
+    return defuse(text) if is_github(os.environ) else text
+
+
 def properties(result: CaseResult, decided: Outcome) -> list[tuple[str, object]]:
     """Return what JUnit shows of a case: flip, outcome and both answers."""
     from pytest_muscle.reports.text import one_line
@@ -345,7 +388,7 @@ def properties(result: CaseResult, decided: Outcome) -> list[tuple[str, object]]
 
 def node_name(text: str) -> str:
     """Return an id as a node's name: on one line, without ``::``, of bounded length, unique still."""
-    escaped = text.replace("\\", "\\\\").replace("::", ":\\:")
+    escaped = text.replace("\\", "\\\\").replace("::", ":\\:").replace("##[", "#\\#[")
     if not escaped.isprintable():
         escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in escaped)
     if len(escaped) > 200:
@@ -366,13 +409,6 @@ def _active(request: pytest.FixtureRequest) -> MusclePlugin:
     return plugin
 
 
-def _compared(request: pytest.FixtureRequest) -> Comparison:
-    try:
-        return _active(request).comparison(request.session)
-    except Unjudged as error:
-        pytest.fail(str(error), pytrace=False)
-
-
 @pytest.fixture
 def golden_case(request: pytest.FixtureRequest) -> GoldenCase:
     """Every golden case in turn."""
@@ -383,7 +419,7 @@ def golden_case(request: pytest.FixtureRequest) -> GoldenCase:
 @pytest.fixture
 def flip(request: pytest.FixtureRequest, golden_case: GoldenCase) -> Flip:
     """What the update did to ``golden_case``; an error where a response could not be judged."""
-    result = _compared(request).result(golden_case)
+    result = _active(request).comparison(request.session).result(golden_case)
     if result.flip is None:
         pytest.fail(f"not judged: {result.error}", pytrace=False)
     return result.flip
@@ -392,4 +428,4 @@ def flip(request: pytest.FixtureRequest, golden_case: GoldenCase) -> Flip:
 @pytest.fixture(scope="session")
 def comparison(request: pytest.FixtureRequest) -> Comparison:
     """Both models on all golden cases: ``metrics``, ``datasets``, ``gates``, ``results``, ``to_frame()``."""
-    return _compared(request)
+    return _active(request).comparison(request.session)

@@ -1,7 +1,8 @@
-"""The result as JSON and the responses as recordings."""
+"""Every file that a run leaves: result, reports, recordings, accepted flips, history."""
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import math
 import os
@@ -10,9 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pytest_muscle.accepted import to_toml
 from pytest_muscle.comparison import Comparison
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.flips import CaseResult
+from pytest_muscle.history import append_run, describe_run, read_history
 from pytest_muscle.settings import Settings
 from pytest_muscle.store import encode_response
 
@@ -24,6 +27,21 @@ def write_files(comparison: Comparison, settings: Settings) -> None:
     if settings.record:
         for side in ("old", "new"):
             write_text(settings.record / f"{side}.jsonl", _recording(comparison.results, side))
+    if settings.accept and settings.accepted:
+        write_text(settings.accepted, [to_toml(comparison.accepted)])
+    now = dt.datetime.now(dt.UTC)
+    if settings.history and not comparison.unselected:
+        append_run(settings.history, describe_run(comparison, settings.root, now))
+    if settings.markdown:
+        from pytest_muscle.reports.markdown import render_markdown
+
+        write_text(settings.markdown, [render_markdown(comparison)])
+    if settings.report:
+        from pytest_muscle.reports.html import render_html
+
+        history = read_history(settings.history) if settings.history else []
+        made = now.strftime("%d %B %Y, %H:%M UTC")
+        write_text(settings.report, [render_html(comparison, history, made)])
 
 
 def write_text(path: Path, pieces: Iterable[str]) -> None:

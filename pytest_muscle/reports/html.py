@@ -115,6 +115,11 @@ class Page:
         """Show a similarity or a change of one."""
         return self._figure(at, story.score)
 
+    def amount(self, index: int, what: str) -> Markup:
+        """Show what a gate measures or its budget."""
+        name = self.comparison.gates[index].name
+        return self._figure(("gates", index, what), lambda value: story.amount(name, value))
+
     def number(self, *at: Step) -> Markup:
         """Show a count."""
         return self._figure(at, "{:,}".format)

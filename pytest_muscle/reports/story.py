@@ -27,6 +27,11 @@ def score(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.4f}"
 
 
+def amount(gate: str, value: float | None) -> str:
+    """Write what a gate measures: a similarity where it is one, a rate otherwise."""
+    return score(value) if gate == "max_mean_regression" else percent(value)
+
+
 def bounds(interval: Interval | None) -> str:
     """Write an interval of a rate as ``13.97 to 17.91%``."""
     return NOTHING if interval is None else f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f}%"

@@ -147,7 +147,9 @@ def _gates(gates: Sequence[Gate]) -> Table:
             f"{gate.limit:.4f}",
             f"{gate.value:.4f}" if gate.value is not None else "-",
             _bounds(gate.interval),
-            Text(word, style) if word else f"{gate.answered:,} of {gate.cases:,} answered",
+            Text(word + (f", {gate.accepted:,} accepted" if gate.accepted else ""), style)
+            if word
+            else f"{gate.answered:,} of {gate.cases:,} answered",
         )
     return table
 
