@@ -1,0 +1,228 @@
+"""Generation against an oracle: plain greedy ``generate``, one prompt at a time."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import save_tiny_model
+
+from pytest_muscle.golden import GoldenCase
+from pytest_muscle.models import ModelOptions, Response, open_model
+from pytest_muscle.models.checkpoint import load_model, load_tokenizer, resolve_checkpoint
+from pytest_muscle.models.quiet import quiet
+
+PROMPTS = [
+    "Question: where is the parcel?",
+    "Grüße",
+    "Summary: the order came late, and the customer was not happy about it. " * 2,
+    "a",
+    "<|begin|>its own begin token",
+    "",
+]
+
+
+def case(number: int, prompt: str, **more) -> GoldenCase:
+    return GoldenCase(
+        id=str(number),
+        dataset="g",
+        task="exact_match",
+        answer=("",),
+        prompt=prompt,
+        **({"max_new_tokens": 20} | more),
+    )
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model whose texts end after different numbers of tokens."""
+    return save_tiny_model(tmp_path_factory.mktemp("talker"), seed=29, initializer_range=0.3)
+
+
+@cache
+def reference(directory: Path):
+    checkpoint = resolve_checkpoint(str(directory))
+    return load_model(checkpoint, device="cpu"), load_tokenizer(checkpoint)
+
+
+def oracle(directory: Path, text: str, new: int = 20, kept: int = 256) -> list[int]:
+    """The new tokens of plain greedy generation of the one prompt, without its last ``kept``."""
+    model, tokenizer = reference(directory)
+    ids = torch.tensor([tokenizer.encode(text) or [tokenizer.bos_token_id]])[:, -kept:]
+    with torch.inference_mode(), quiet():
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=new,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    return output[0, ids.shape[1] :].tolist()
+
+
+def decoded(directory: Path, tokens: list[int]) -> str:
+    return reference(directory)[1].decode(tokens, skip_special_tokens=True)
+
+
+def texts(directory: Path, cases: Sequence[GoldenCase], **options) -> list[str | None]:
+    found = responses(directory, cases, **options)
+    assert not any(response.error for response in found)
+    return [response.text for response in found]
+
+
+def responses(directory: Path, cases: Sequence[GoldenCase], **options) -> list[Response]:
+    model = open_model(str(directory), ModelOptions(device="cpu", **options))
+    found = {asked.id: response for batch in model.respond(cases) for asked, response in batch}
+    model.close()
+    assert len(found) == len(cases)
+    return [found[asked.id] for asked in cases]
+
+
+@pytest.mark.parametrize("batch_tokens", [None, 1, 100])
+def test_texts_equal_plain_greedy_generation(talker: Path, batch_tokens: int | None) -> None:
+    cases = [case(i, prompt) for i, prompt in enumerate(PROMPTS)]
+    expected = [oracle(talker, prompt) for prompt in PROMPTS]
+    assert len({len(tokens) for tokens in expected}) > 1, "some texts should end early"
+    assert texts(talker, cases, batch_tokens=batch_tokens) == [decoded(talker, tokens) for tokens in expected]
+
+
+def test_each_case_has_its_own_length(talker: Path) -> None:
+    cases = [case(i, PROMPTS[0], max_new_tokens=new) for i, new in enumerate((1, 7, 20))]
+    assert texts(talker, cases) == [decoded(talker, oracle(talker, PROMPTS[0], new)) for new in (1, 7, 20)]
+
+
+def test_the_text_ends_before_the_first_stop_string(talker: Path) -> None:
+    whole = [decoded(talker, oracle(talker, prompt)) for prompt in PROMPTS[:3]]
+    stops = [(text[3:6], text[5:7]) for text in whole]
+    cases = [case(i, prompt, stop=stop) for i, (prompt, stop) in enumerate(zip(PROMPTS, stops, strict=False))]
+    expected = [
+        text[: min(text.find(stop) for stop in pair)] for text, pair in zip(whole, stops, strict=True)
+    ]
+    assert texts(talker, cases) == expected
+    assert all(0 <= len(text) <= 3 for text in expected)
+
+
+def test_a_stop_string_that_never_comes_changes_nothing(talker: Path) -> None:
+    cases = [case(i, prompt, stop=("never in the text",)) for i, prompt in enumerate(PROMPTS)]
+    assert texts(talker, cases) == [decoded(talker, oracle(talker, prompt)) for prompt in PROMPTS]
+
+
+def steps(directory: Path, cases: Sequence[GoldenCase], monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many forward passes the answers took."""
+    count = 0
+
+    def load(*arguments, **named):
+        model = load_model(*arguments, **named)
+
+        def tick(*_: object) -> None:
+            nonlocal count
+            count += 1
+
+        model.register_forward_hook(tick)
+        return model
+
+    monkeypatch.setattr("pytest_muscle.models.checkpoint.load_model", load)
+    texts(directory, cases)
+    return count
+
+
+def test_generation_ends_as_soon_as_every_row_has(talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = PROMPTS[:3]
+    cases = [case(i, p, stop=(decoded(talker, oracle(talker, p))[:2],)) for i, p in enumerate(prompts)]
+    assert steps(talker, cases, monkeypatch) <= 4
+
+
+def test_a_special_token_can_be_a_stop_string(talker: Path, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(talker, tmp_path / "special"))
+    tokens = oracle(talker, PROMPTS[0])
+    tokenizer = load_tokenizer(resolve_checkpoint(str(directory)))
+    stop = tokenizer.convert_ids_to_tokens(tokens[4])
+    tokenizer.add_special_tokens({"additional_special_tokens": [stop]})
+    tokenizer.save_pretrained(directory)
+    kept = tokens[: tokens.index(tokens[4])]
+    asked = case(0, PROMPTS[0], stop=(stop,))
+    assert texts(directory, [asked]) == [tokenizer.decode(kept, skip_special_tokens=True)]
+
+
+def test_the_checkpoints_sampling_defaults_are_ignored(talker: Path, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(talker, tmp_path / "sampling"))
+    file = directory / "generation_config.json"
+    suggested = {
+        "do_sample": True,
+        "temperature": 5.0,
+        "top_p": 0.9,
+        "repetition_penalty": 9.0,
+        "num_beams": 1,
+    }
+    file.write_text(json.dumps(json.loads(file.read_text()) | suggested))
+    cases = [case(i, prompt) for i, prompt in enumerate(PROMPTS)]
+    assert texts(directory, cases) == [decoded(talker, oracle(talker, prompt)) for prompt in PROMPTS]
+
+
+def test_further_end_tokens_of_the_checkpoint_count(talker: Path, tmp_path: Path) -> None:
+    tokens = oracle(talker, PROMPTS[0])
+    directory = Path(shutil.copytree(talker, tmp_path / "ends"))
+    file = directory / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [1, tokens[4]]}))
+    kept = tokens[: tokens.index(tokens[4]) + 1]
+    assert texts(directory, [case(0, PROMPTS[0])]) == [decoded(talker, kept)]
+
+
+@pytest.mark.parametrize(("new", "kept"), [(20, 236), (255, 1), (300, 1)])
+def test_a_long_prompt_is_cut_on_the_left(talker: Path, new: int, kept: int) -> None:
+    prompt = "the customer was not happy about the order. " * 40
+    expected = oracle(talker, prompt, min(new, 256 - kept), kept)
+    assert texts(talker, [case(0, prompt, max_new_tokens=new)]) == [decoded(talker, expected)]
+
+
+def test_messages_go_through_the_chat_template(talker: Path) -> None:
+    said = ({"role": "user", "content": "where is it?"},)
+    expected = oracle(talker, "<|user|>where is it?<|end|><|assistant|>")
+    assert texts(talker, [case(0, "", messages=said)]) == [decoded(talker, expected)]
+
+
+def test_choices_and_texts_may_be_asked_together(talker: Path) -> None:
+    choice = GoldenCase(
+        id="c", dataset="g", task="multiple_choice", answer=(0,), prompt="Is it?", choices=("yes", "no")
+    )
+    first, second = responses(talker, [case(0, PROMPTS[0]), choice])
+    assert first.text == decoded(talker, oracle(talker, PROMPTS[0]))
+    assert len(second.loglikelihoods) == 2
+
+
+def test_batches_are_halved_when_memory_runs_out(talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = 0
+
+    def load(*arguments, **named):
+        model = load_model(*arguments, **named)
+
+        def check(_: object, __: object, named: dict[str, torch.Tensor]) -> None:
+            nonlocal failures
+            if named["input_ids"].shape[0] > 2:
+                failures += 1
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        model.register_forward_pre_hook(check, with_kwargs=True)
+        return model
+
+    monkeypatch.setattr("pytest_muscle.models.checkpoint.load_model", load)
+    cases = [case(i, prompt) for i, prompt in enumerate(PROMPTS)]
+    assert texts(talker, cases) == [decoded(talker, oracle(talker, prompt)) for prompt in PROMPTS]
+    assert 0 < failures < 4
+
+
+def test_finished_batches_are_handed_over_at_once(talker: Path) -> None:
+    model = open_model(str(talker), ModelOptions(device="cpu", batch_tokens=1))
+    batches = model.respond([case(i, prompt) for i, prompt in enumerate(PROMPTS)])
+    ((first, _),) = next(batches)
+    assert first.prompt == PROMPTS[2]
+    model.close()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_another_precision_works(talker: Path, dtype: str) -> None:
+    (text,) = texts(talker, [case(0, PROMPTS[0])], dtype=dtype)
+    assert isinstance(text, str)
