@@ -9,8 +9,9 @@ from typing import Any
 
 from pytest_muscle.flips import CaseResult, Flip
 from pytest_muscle.golden import GoldenCase
-from pytest_muscle.metrics import Interval, Metrics, measure, slice_members, slices_of
+from pytest_muscle.metrics import Metrics, measure, slice_members, slices_of
 from pytest_muscle.settings import Threshold
+from pytest_muscle.statistics import Interval
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Flips -> rates, magnitudes, intervals and tests."""
+"""Flips -> rates and magnitudes with their intervals; per dataset and per slice."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, TypeVar
 
 from pytest_muscle.flips import CaseResult, Flip
 from pytest_muscle.golden import GoldenCase
+from pytest_muscle.statistics import Interval, bootstrap_mean, mcnemar, newcombe, wilson
 
-Z = 1.959963984540054
-"""The standard normal's 97.5% quantile: every interval here is a two-sided 95% one."""
+FEW = 30
+"""A slice of fewer cases is marked: even without a single flip, over 11% would be no surprise."""
 
 T = TypeVar("T")
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,11 @@ class Metrics:
     mean_regression: float | None
     mcnemar_p: float | None
     intervals: dict[str, Interval] = field(default_factory=dict)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether there are too few cases for a rate to mean much."""
+        return self.n < FEW
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -100,74 +106,25 @@ def measure(results: Sequence[CaseResult], seed: int = 0) -> Metrics:
     )
 
 
-def slices_of(case: GoldenCase) -> list[str]:
-    """Return the slices a case belongs to, one for each tag: ``lang=de``."""
-    return [f"{tag}={value}" for tag, value in case.tags.items()]
+def slices_of(case: GoldenCase, pairs: bool = False) -> list[str]:
+    """Return the slices a case belongs to, one for each tag (``lang=de``) and, if wanted, pair of tags.
+
+    A pair is named in the tags' alphabetical order: ``lang=de,topic=law``.
+    """
+    single = [f"{tag}={value}" for tag, value in case.tags.items()]
+    return single + [",".join(each) for each in combinations(sorted(single), 2)] if pairs else single
 
 
-def slice_members(items: Sequence[T], case_of: Callable[[T], GoldenCase]) -> dict[str, list[T]]:
+def slice_members(
+    items: Sequence[T], case_of: Callable[[T], GoldenCase], pairs: bool = False
+) -> dict[str, list[T]]:
     """Group items by slice; the slice ``""`` holds them all."""
     members: dict[str, list[T]] = {"": list(items)}
     for item in items:
-        for name in slices_of(case_of(item)):
+        for name in slices_of(case_of(item), pairs):
             members.setdefault(name, []).append(item)
     return members
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
-
-
-def wilson(k: int, n: int) -> Interval:
-    """Return Wilson's 95% score interval of ``k`` in ``n`` (Wilson 1927)."""
-    p = k / n
-    centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n)) / (1 + Z * Z / n)
-    return (0.0 if k == 0 else centre - half, 1.0 if k == n else centre + half)
-
-
-def newcombe(a: int, b: int, c: int, d: int) -> Interval:
-    """Return the 95% interval of the paired difference of accuracies, new less old.
-
-    ``a`` cases are right in both, ``b`` only in the old, ``c`` only in the new, ``d`` in neither
-    (Newcombe 1998, method 10: Wilson limits joined by the correlation, continuity corrected).
-    """
-    n = a + b + c + d
-    old, new = (a + b) / n, (a + c) / n
-    (l1, u1), (l2, u2) = wilson(a + b, n), wilson(a + c, n)
-    spread = math.sqrt((a + b) * (c + d) * (a + c) * (b + d))
-    excess = a * d - b * c
-    shrunk = max(excess - n / 2, 0.0) if excess > 0 else float(excess)
-    phi = shrunk / spread if spread else 0.0
-    down = (new - l2) ** 2 - 2 * phi * (new - l2) * (u1 - old) + (u1 - old) ** 2
-    up = (u2 - new) ** 2 - 2 * phi * (u2 - new) * (old - l1) + (old - l1) ** 2
-    delta = new - old
-    return (max(delta - math.sqrt(max(down, 0.0)), -1.0), min(delta + math.sqrt(max(up, 0.0)), 1.0))
-
-
-def mcnemar(b: int, c: int) -> float:
-    """Return the exact two-sided p-value of ``b`` against ``c`` discordant pairs (McNemar 1947)."""
-    m, k = b + c, min(b, c)
-    term = math.exp(math.lgamma(m + 1) - math.lgamma(k + 1) - math.lgamma(m - k + 1) - m * math.log(2))
-    total = 0.0
-    for i in range(k, -1, -1):
-        total += term
-        term *= i / (m - i + 1)
-        if term < total * 1e-17:
-            break
-    return min(1.0, 2 * total)
-
-
-def bootstrap_mean(values: Sequence[float], seed: int, resamples: int = 2000) -> Interval:
-    """Return the 95% percentile bootstrap interval of the mean (Efron 1979), seeded."""
-    import numpy as np
-
-    data = np.asarray(values, dtype=np.float64)
-    random = np.random.default_rng(seed)
-    rows = max(1, 4_000_000 // len(data))
-    means = [
-        data[random.integers(0, len(data), (min(rows, resamples - done), len(data)))].mean(axis=1)
-        for done in range(0, resamples, rows)
-    ]
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return float(low), float(high)

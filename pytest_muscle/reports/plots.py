@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pytest_muscle.comparison import Comparison
 from pytest_muscle.flips import Flip
 from pytest_muscle.history import Run
-from pytest_muscle.metrics import Interval
 from pytest_muscle.reports.story import margins
+from pytest_muscle.statistics import Interval
 
 SIDE = 400.0
 _WIDE, _HIGH = 640.0, 220.0

@@ -6,8 +6,8 @@ from pytest_muscle.comparison import Comparison
 from pytest_muscle.flips import CaseResult, Flip
 from pytest_muscle.gates import Verdict
 from pytest_muscle.grading import margin
-from pytest_muscle.metrics import Interval
 from pytest_muscle.models import Response
+from pytest_muscle.statistics import Interval
 
 NOTHING = "–"
 

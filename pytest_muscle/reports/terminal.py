@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from pytest_muscle.comparison import Comparison
 from pytest_muscle.flips import Flip
 from pytest_muscle.gates import Gate, Verdict
-from pytest_muscle.metrics import Interval, Metrics
+from pytest_muscle.metrics import Metrics
 from pytest_muscle.reports.explain import change
 from pytest_muscle.reports.text import one_line
+from pytest_muscle.statistics import Interval
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
