@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -82,11 +84,14 @@ def read_records(path: Path) -> Iterator[tuple[int, Record]]:
     if not path.is_file():
         raise MuscleError(f"{path}: no such file")
     empty = True
-    for line, record in reader(path):
-        if not isinstance(record, dict):
-            raise MuscleError(f"{path}:{line}: a record must be a JSON object, not {_shown(record)}")
-        empty = False
-        yield line, record
+    try:
+        for line, record in reader(path):
+            if not isinstance(record, dict):
+                raise MuscleError(f"{path}:{line}: a record must be a JSON object, not {_shown(record)}")
+            empty = False
+            yield line, record
+    except OSError as error:
+        raise MuscleError(f"{path}: cannot be read: {error.strerror or error}") from None
     if empty:
         raise MuscleError(f"{path}: the file holds no records")
 
@@ -113,13 +118,22 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
             continue
         try:
             yield number, json.loads(line.rstrip("\r\n"))
-        except (json.JSONDecodeError, RecursionError) as error:
-            what = getattr(error, "msg", "nested too deeply")
+        except _BAD_JSON as error:
             column = getattr(error, "colno", 1)
             raise MuscleError(
-                f"{path}:{number}: malformed JSON at column {column}: {what}; "
+                f"{path}:{number}: malformed JSON at column {column}: {_what(error)}; "
                 "each line must be one JSON object"
             ) from None
+
+
+# ValueError also stands for a number of more digits than Python converts.
+_BAD_JSON = (ValueError, RecursionError)
+
+
+def _what(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
 
 
 def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
@@ -131,9 +145,9 @@ def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
         raise MuscleError(f"{path}:1: must be a list of records: [{{...}}, {{...}}]")
     try:
         json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except _BAD_JSON as error:
         line = getattr(error, "lineno", 1)
-        raise MuscleError(f"{path}:{line}: malformed JSON: {getattr(error, 'msg', 'too deep')}") from None
+        raise MuscleError(f"{path}:{line}: malformed JSON: {_what(error)}") from None
     decoder = json.JSONDecoder()
     line, at = 1, start + 1
     counted = 0
@@ -152,18 +166,32 @@ def _skip(text: str, at: int, characters: str) -> int:
 
 def _read_csv(path: Path) -> Iterator[tuple[int, Record]]:
     csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader((line for _, line in _read_lines(path)), restkey="", strict=True)
+    rows = csv.reader((line for _, line in _read_lines(path)), strict=True)
+    header: list[str] | None = None
     while True:
-        line = reader.line_num + 1 if reader.line_num else 2
+        line = rows.line_num + 1
         try:
-            row = next(reader, None)
+            row = next(rows, None)
         except csv.Error as error:
             raise MuscleError(f"{path}:{line}: malformed CSV: {error}") from None
         if row is None:
             return
-        if "" in row:
+        if not row:
+            continue
+        if header is None:
+            header = _header(path, line, row)
+            continue
+        if len(row) > len(header):
             raise MuscleError(f"{path}:{line}: more cells than the header has columns; quote the commas")
-        yield line, _from_cells(path, line, {k: v for k, v in row.items() if v not in (None, "")})
+        cells = zip(header, row, strict=False)
+        yield line, _from_cells(path, line, {name: cell for name, cell in cells if name and cell})
+
+
+def _header(path: Path, line: int, row: list[str]) -> list[str]:
+    twice = next((name for name in row if name and row.count(name) > 1), None)
+    if twice is not None:
+        raise MuscleError(f"{path}:{line}: two columns are named {_shown(twice)}; rename one")
+    return row
 
 
 def _from_cells(path: Path, line: int, cells: dict[str, str]) -> Record:
@@ -176,15 +204,15 @@ def _from_cells(path: Path, line: int, cells: dict[str, str]) -> Record:
             record[name] = _cell_json(path, line, name, cell)
         else:
             record[name] = cell
-    if tags:
-        record["tags"] = {**record.get("tags", {}), **tags}
+    if tags and isinstance(own := record.get("tags", {}), dict):
+        record["tags"] = {**own, **tags}
     return record
 
 
 def _cell_json(path: Path, line: int, name: str, cell: str) -> Any:
     try:
         return json.loads(cell)
-    except (json.JSONDecodeError, RecursionError):
+    except _BAD_JSON:
         raise MuscleError(f"{path}:{line}: column '{name}' must hold JSON, not {_shown(cell)}") from None
 
 
@@ -196,10 +224,10 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Record]]:
         row = 0
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():
-                for record in batch.to_pylist():
+                for record in batch.to_pylist(maps_as_pydicts="strict"):
                     row += 1
                     yield row, {name: value for name, value in record.items() if value is not None}
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
         raise MuscleError(f"{path}: not a readable Parquet file: {error}") from None
 
 
@@ -253,7 +281,8 @@ def parse_case(record: Record, dataset: str, line: int, defaults: Mapping[str, A
     """Make a case of one record; raises MuscleError naming the field and the remedy."""
     check_fields(record, FIELDS, "field")
     fields = {**defaults, **{name: value for name, value in record.items() if value is not None}}
-    tags = {**defaults.get("tags", {}), **_tags(record.get("tags") or {})}
+    own_tags = record.get("tags")
+    tags = _tags(defaults.get("tags", {})) | _tags({} if own_tags is None else own_tags)
     prompt, messages = _request(fields)
     choices = _texts(fields, "choices")
     task = _task(fields, choices)
@@ -261,7 +290,7 @@ def parse_case(record: Record, dataset: str, line: int, defaults: Mapping[str, A
         id=_id(record),
         dataset=dataset,
         task=task,
-        answer=_indices(fields, choices) if task == "multiple_choice" else _answers(fields),
+        answer=_indices(fields, choices) if task == "multiple_choice" else _answers(fields, task),
         prompt=prompt,
         messages=messages,
         choices=choices,
@@ -297,8 +326,9 @@ def check_defaults(defaults: Mapping[str, Any]) -> None:
     """Check the fields a whole file may be given; raises MuscleError naming the first bad one."""
     unknown = next((name for name in defaults if name not in _DATASET_FIELDS), None)
     if unknown is not None:
-        raise MuscleError(f"unknown key '{unknown}'{did_you_mean(unknown, _DATASET_FIELDS)}")
-    sample = {"prompt": "", "answer": "", "task": "exact_match"}
+        hint = did_you_mean(unknown, _DATASET_FIELDS) or f"; the keys are {', '.join(_DATASET_FIELDS)}"
+        raise MuscleError(f"unknown key '{unknown}'{hint}")
+    sample = {"prompt": "", "answer": "0", "task": "exact_match"}
     parse_case({**sample, **{k: v for k, v in defaults.items() if k != "task"}}, "", 0, {})
     _one_of(defaults, "task", get_args(Task), "exact_match")
     if "metric" in defaults:
@@ -306,10 +336,11 @@ def check_defaults(defaults: Mapping[str, Any]) -> None:
 
 
 def check_fields(record: Mapping[str, Any], known: Sequence[str], what: str) -> None:
-    """Refuse a name that is nearly a known one; other names are the user's own and left alone."""
+    """Refuse a name that is nearly a known one that is not there; other names are the user's own."""
+    absent = [name for name in known if name not in record]
     for name in record:
-        if name not in known and (hint := did_you_mean(str(name), known)):
-            raise MuscleError(f"unknown {what} '{name}'{hint}")
+        if name not in known and (hint := did_you_mean(str(name), absent)):
+            raise MuscleError(f"unknown {what} {_shown(name)}{hint}")
 
 
 def _id(record: Record) -> str:
@@ -368,13 +399,26 @@ def _indices(fields: Record, choices: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(sorted(set(indices)))
 
 
-def _answers(fields: Record) -> tuple[str, ...]:
+def _answers(fields: Record, task: Task) -> tuple[str, ...]:
     answer = _required_answer(fields)
     answers = answer if isinstance(answer, list) else [answer]
     for text in answers:
-        if isinstance(text, bool) or not isinstance(text, str | int | float):
+        if not _is_answer(text):
             raise MuscleError(f"field 'answer' must be a text or a list of texts, not {_shown(answer)}")
-    return tuple(str(text) for text in answers)
+        if task == "exact_match" and not str(text).strip():
+            raise MuscleError("field 'answer' holds an empty text, which no response can match")
+    return tuple(map(_as_text, answers))
+
+
+def _is_answer(text: Any) -> bool:
+    if isinstance(text, float):
+        return math.isfinite(text)
+    return isinstance(text, str | int) and not isinstance(text, bool)
+
+
+def _as_text(answer: str | float) -> str:
+    # 0.00001, not 1e-05: models do not answer in exponents.
+    return format(Decimal(repr(answer)), "f") if isinstance(answer, float) else str(answer)
 
 
 def _required_answer(fields: Record) -> Any:
@@ -426,9 +470,13 @@ def compile_expression(expression: str) -> Any:
 
 
 def _tags(tags: Any) -> dict[str, str]:
-    if not isinstance(tags, dict) or not all(isinstance(v, str | int | float | bool) for v in tags.values()):
+    if not isinstance(tags, dict) or not all(isinstance(v, str | int | float | None) for v in tags.values()):
         raise MuscleError(f'field \'tags\' must be a mapping such as {{"lang": "de"}}, not {_shown(tags)}')
-    return {str(name): value if isinstance(value, str) else json.dumps(value) for name, value in tags.items()}
+    return {
+        str(name): value if isinstance(value, str) else json.dumps(value)
+        for name, value in tags.items()
+        if value is not None
+    }
 
 
 def _text(fields: Mapping[str, Any], name: str, default: str) -> str:
