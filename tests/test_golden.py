@@ -3,7 +3,6 @@
 import csv
 import json
 import string
-import warnings
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_muscle.errors import MuscleError
-from pytest_muscle.golden import check_defaults, compile_expression, parse_case, read_golden, read_records
+from pytest_muscle.golden import FIELDS, check_defaults, parse_case, read_golden, read_records
 
 CHOICES = {"prompt": "Colour of snow?", "choices": ["black", "white"], "answer": 1}
 EXACT = {"prompt": "2 + 2 =", "answer": "4", "extract": "(\\d+)"}
@@ -380,12 +379,6 @@ def test_bad_choices(changes, message):
     assert message in field_refused({**CHOICES, **changes})
 
 
-def test_expressions_that_only_warn_are_no_trouble():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert compile_expression("([[a]-z])").groups == 1
-
-
 @pytest.mark.parametrize(
     ("defaults", "message"),
     [
@@ -416,39 +409,31 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-FIELD_NAMES = st.sampled_from(
-    [
-        "id",
-        "prompt",
-        "messages",
-        "choices",
-        "answer",
-        "task",
-        "metric",
-        "extract",
-        "stop",
-        "tags",
-        "delimiter",
-    ]
-)
 
 
-@given(st.dictionaries(FIELD_NAMES | st.text(max_size=4), JSON, max_size=8))
+@given(st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=4), JSON, max_size=8))
 def test_any_record_is_a_case_or_a_clear_error(record):
-    try:
-        case = parse(record)
-    except MuscleError as error:
-        assert str(error).isprintable()
+    outcome = attempt(lambda: parse(record))
+    if isinstance(outcome, MuscleError):
+        assert str(outcome).isprintable()
     else:
-        assert case.answer
-        assert len(case.request_digest()) == 64
+        assert outcome.answer
+        assert len(outcome.request_digest()) == 64
 
 
 @given(st.binary(max_size=200), st.sampled_from([".jsonl", ".json", ".csv", ".parquet"]))
 def test_any_bytes_are_records_or_a_clear_error(tmp_path_factory, content, suffix):
     path = tmp_path_factory.getbasetemp() / f"any{suffix}"
     path.write_bytes(content)
+    outcome = attempt(lambda: list(read_records(path)))
+    if isinstance(outcome, MuscleError):
+        assert str(outcome).startswith(str(path))
+    else:
+        assert all(isinstance(record, dict) for _, record in outcome)
+
+
+def attempt(action):
     try:
-        assert all(isinstance(record, dict) for _, record in read_records(path))
+        return action()
     except MuscleError as error:
-        assert str(error).startswith(str(path))
+        return error
