@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
@@ -18,6 +16,7 @@ from pytest_muscle.comparison import Comparison
 from pytest_muscle.flips import CaseResult, Flip
 from pytest_muscle.history import Run
 from pytest_muscle.reports import plots, story
+from pytest_muscle.reports.cases import FLIPS, NAME, embedded_cases
 from pytest_muscle.reports.explain import change
 from pytest_muscle.reports.text import plain
 
@@ -25,23 +24,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-_SYMBOLS = {
-    Flip.NEGATIVE: "▼",
-    Flip.INCONSISTENCY: "◆",
-    Flip.POSITIVE: "▲",
-    Flip.BOTH_CORRECT: "●",
-    Flip.BOTH_CORRECT_CHANGED: "◉",
-    Flip.BOTH_WRONG: "○",
-    Flip.UNCHANGED: "=",
-}
-_FLIPS = {str(flip): {"words": flip.words, "symbol": symbol} for flip, symbol in _SYMBOLS.items()}
-_FLIPS["error"] = {"words": "not judged", "symbol": "?"}
-
 _MOST_SLICES = 30
 _MOST_WORST = 5
-_MOST_BYTES = 12_000_000
-_LIMITS = ((20_000, 20_000), (20_000, 2_000), (8_000, 600), (2_000, 250), (600, 100), (150, 50))
-"""How many characters of a text are kept, of regressions and of other cases: the first that fits is used."""
 
 
 def render_html(comparison: Comparison, history: Sequence[Run] = (), made: str = "") -> str:
@@ -55,7 +39,7 @@ def render_html(comparison: Comparison, history: Sequence[Run] = (), made: str =
         .get_template("report.html")
         .render(
             page=Page(comparison, history),
-            data=Markup(_cases_json(comparison)),
+            data=Markup(embedded_cases(comparison)),
             script=Markup(script),
             script_hash=f"sha256-{digest}",
             made=made,
@@ -103,7 +87,7 @@ class Page:
         self.comparison = comparison
         self.history = history
         self.result = comparison.to_dict()
-        self.flips = _FLIPS
+        self.flips = FLIPS
 
     # Figures
 
@@ -266,84 +250,5 @@ class Page:
 
     def link(self, **filters: str) -> str:
         """The page's own address with these filters set."""
-        cut = {name: plain(value, _NAME) for name, value in filters.items()}
+        cut = {name: plain(value, NAME) for name, value in filters.items()}
         return "#" + urlencode(cut, errors="replace")
-
-
-# The cases ----------------------------------------------------------------------------------------
-
-_NAME = 200
-
-
-def _cases_json(comparison: Comparison) -> str:
-    for of_regressions, of_others in _LIMITS:
-        text = _embedded(
-            {
-                "flips": _FLIPS,
-                "datasets": [plain(name, _NAME) for name in comparison.datasets],
-                "cases": list(_cases(comparison, of_regressions, of_others)),
-            }
-        )
-        if len(text.encode("utf-8", "replace")) <= _MOST_BYTES:
-            break
-    return text
-
-
-_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
-
-
-def _embedded(value: Any) -> str:
-    """Return JSON that cannot end the script element it stands in."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_ESCAPES)
-
-
-def _cases(comparison: Comparison, of_regressions: int, of_others: int) -> Iterator[dict[str, Any]]:
-    datasets = {name: i for i, name in enumerate(comparison.datasets)}
-    ranks = {result.case.key: rank for rank, result in enumerate(story.worst_first(comparison))}
-    for result in comparison.results:
-        case, decided = result.case, comparison.outcomes[result.case.key]
-        calm = result.flip is not None and not result.flip.is_regression
-        limit = of_others if calm else of_regressions
-        is_choice = case.task == "multiple_choice"
-        yield {
-            "id": plain(case.id, _NAME),
-            "dataset": datasets[case.dataset],
-            "task": case.task,
-            "tags": {plain(tag, _NAME // 2): plain(value, _NAME // 2) for tag, value in case.tags.items()},
-            "flip": str(result.flip or "error"),
-            "outcome": str(decided.verdict),
-            "reason": plain(decided.reason, 1000),
-            "delta": result.delta,
-            "rank": ranks[case.key],
-            "prompt": plain(_request(result), limit),
-            "choices": [plain(choice, limit) for choice in case.choices],
-            "answer": case.answer if is_choice else [],
-            "truth": [] if is_choice else [plain(str(text), limit) for text in case.answer],
-            "old": _side(result, "old", limit),
-            "new": _side(result, "new", limit),
-            "margin": [_finite(value) for value in story.margins(result)],
-            "unit": plots.UNITS[case.choice_rule] if is_choice else "",
-        }
-
-
-def _request(result: CaseResult) -> str:
-    case = result.case
-    return case.prompt or "\n\n".join(f"{each['role']}: {each['content']}" for each in case.messages)
-
-
-def _side(result: CaseResult, side: str, limit: int) -> dict[str, Any]:
-    response = result.old if side == "old" else result.new
-    grade = result.old_grade if side == "old" else result.new_grade
-    answer = None if result.case.task == "generation" else grade.answer
-    return {
-        "text": plain(response.text or "", limit) if response else "",
-        "answer": plain(answer, limit) if isinstance(answer, str) else answer,
-        "correct": grade.correct,
-        "score": grade.score,
-        "loglikelihoods": [_finite(value) for value in response.loglikelihoods] if response else [],
-        "error": plain(grade.error, 1000) if grade.error is not None else None,
-    }
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

@@ -17,14 +17,14 @@ def plain(text: str, limit: int = 2000) -> str:
     line breaks stay.
     """
     cut = len(text) - limit
-    shown = "".join(map(_spelt, text[:limit]))
+    shown = text[:limit].translate(_SPELLING)
     return f"{shown} [... {cut:,} more characters]" if cut > 0 else shown
 
 
 def one_line(text: str, limit: int = 200) -> str:
     """Return the text as :func:`plain` does, on one line."""
     joined = " ".join(text[: 4 * limit].split())
-    shown = "".join(map(_spelt, joined))
+    shown = joined.translate(_SPELLING)
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
 
 
@@ -37,6 +37,17 @@ def _spelt(character: str) -> str:
         return character
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+class _Spelling(dict[int, str]):
+    """What each character met so far is shown as, for ``str.translate``."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = _spelt(chr(code))
+        return self[code]
+
+
+_SPELLING = _Spelling()
 
 
 def difference(old: str, new: str) -> str:

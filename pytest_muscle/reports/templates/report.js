@@ -3,7 +3,12 @@
   const PAGE = 50;
   const DIFF_CELLS = 4e6;
   const data = JSON.parse(document.getElementById("data").textContent);
-  const { cases, datasets, flips } = data;
+  const { datasets, flips } = data;
+  const noSide = { text: "", answer: null, correct: null, score: null, loglikelihoods: [], error: null };
+  const noCase = { tags: {}, delta: null, prompt: "", choices: [], answer: [], truth: [], margin: [], reason: "" };
+  const cases = data.cases.map((each, place) => ({
+    ...noCase, ...each, place, old: { ...noSide, ...each.old }, new: { ...noSide, ...each.new },
+  }));
   const form = document.querySelector(".filters");
   const table = document.querySelector(".cases");
   const body = table.tBodies[0];
@@ -148,7 +153,7 @@
       make("th", { scope: "row" }, make("bdi", {}, choice), each.answer.includes(i) ? make("b", { class: "passed" }, " ✓ right") : null),
       make("td", {}, likelihood(each.old, i)), make("td", {}, likelihood(each.new, i))));
     const head = ["Choice", "Old", "New"].map((title) => make("th", { scope: "col" }, title));
-    const margins = each.margin.every((value) => value !== null)
+    const margins = each.margin.length
       ? make("p", { class: "note" }, `Margin of the right choice: ${each.margin.map((value) => value.toFixed(4)).join(" → ")} ${each.unit}`)
       : null;
     return [
@@ -254,7 +259,6 @@
   };
 
   let waiting = 0;
-  cases.forEach((each, i) => { each.place = i; });
   fillOptions();
   form.addEventListener("change", update);
   form.addEventListener("submit", (event) => event.preventDefault());
