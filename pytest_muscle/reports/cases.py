@@ -9,11 +9,12 @@ from typing import Any
 
 from pytest_muscle.comparison import Comparison
 from pytest_muscle.flips import CaseResult, Flip
+from pytest_muscle.metrics import slices_of
 from pytest_muscle.reports import plots, story
 from pytest_muscle.reports.text import plain
 
 NAME = 200
-"""How many characters of an id or a file's name are shown; of a tag and its value, half as many."""
+"""How many characters of an id, a slice's or a file's name are shown."""
 
 _MOST_BYTES = 13_000_000
 _LIMITS = (
@@ -105,7 +106,7 @@ def _case(result: CaseResult, limit: int) -> dict[str, Any]:
     record = {
         "id": plain(case.id, NAME),
         "task": case.task,
-        "tags": {plain(tag, NAME // 2): plain(value, NAME // 2) for tag, value in case.tags.items()},
+        "slices": [plain(name, NAME) for name in slices_of(case)],
         "flip": str(result.flip or "error"),
         "delta": result.delta,
         "prompt": plain(_request(result), limit),

@@ -99,10 +99,10 @@ class Page:
         """Show a similarity or a change of one."""
         return self._figure(at, story.score)
 
-    def amount(self, index: int, what: str) -> Markup:
-        """Show what a gate measures or its budget."""
+    def amount(self, index: int, *at: Step) -> Markup:
+        """Show what a gate measures, or its budget."""
         name = self.comparison.gates[index].name
-        return self._figure(("gates", index, what), lambda value: story.amount(name, value))
+        return self._figure(("gates", index, at), lambda value: story.amount(name, value))
 
     def number(self, *at: Step) -> Markup:
         """Show a count."""
@@ -118,11 +118,18 @@ class Page:
 
     def bounds(self, *at: Step) -> str:
         """Show an interval of a rate."""
+        return self._bounds(self.percent(at, 0), self.percent(at, 1)) if self.has(at) else story.NOTHING
+
+    def gate_bounds(self, index: int) -> str:
+        """Show a gate's interval."""
+        low, high = (self.amount(index, "interval", i) for i in (0, 1))
+        return self._bounds(low, high) if self.has("gates", index, "interval") else story.NOTHING
+
+    @staticmethod
+    def _bounds(low: Markup, high: Markup) -> Markup:
         from markupsafe import Markup
 
-        if self._value(at) is None:
-            return story.NOTHING
-        return Markup("{} to {}").format(self.percent(at, 0), self.percent(at, 1))
+        return Markup("{} to {}").format(low, high)
 
     def has(self, *at: Step) -> bool:
         """Whether the result has this value."""

@@ -121,7 +121,7 @@ def _gates(comparison: Comparison) -> Iterator[str]:
                 f"{inert(gate.name)} {inert(gate.scope, 80)}",
                 amount(gate.name, gate.value)
                 + (f" without {gate.accepted:,} accepted" if gate.accepted else ""),
-                bounds(gate.interval),
+                bounds(gate.interval, gate.name),
                 amount(gate.name, gate.limit),
                 words[gate.passed],
             ]

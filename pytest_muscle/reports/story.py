@@ -32,9 +32,9 @@ def amount(gate: str, value: float | None) -> str:
     return score(value) if gate == "max_mean_regression" else percent(value)
 
 
-def bounds(interval: Interval | None) -> str:
-    """Write an interval of a rate as ``13.97 to 17.91%``."""
-    return NOTHING if interval is None else f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f}%"
+def bounds(interval: Interval | None, gate: str = "") -> str:
+    """Write an interval as ``13.97% to 17.91%``."""
+    return NOTHING if interval is None else f"{amount(gate, interval[0])} to {amount(gate, interval[1])}"
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

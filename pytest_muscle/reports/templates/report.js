@@ -5,7 +5,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const { datasets, flips } = data;
   const noSide = { text: "", answer: null, correct: null, score: null, loglikelihoods: [], error: null };
-  const noCase = { tags: {}, delta: null, prompt: "", choices: [], answer: [], truth: [], margin: [], reason: "" };
+  const noCase = { slices: [], delta: null, prompt: "", choices: [], answer: [], truth: [], margin: [], reason: "" };
   const cases = data.cases.map((each, place) => ({
     ...noCase, ...each, place, old: { ...noSide, ...each.old }, new: { ...noSide, ...each.new },
   }));
@@ -25,7 +25,6 @@
     element.append(...children.filter((child) => child !== null && child !== undefined));
     return element;
   };
-  const slices = (each) => Object.entries(each.tags).map(([tag, value]) => `${tag}=${value}`);
   const number = (value) => value.toLocaleString("en-US");
   const words = (name) => name.replaceAll("_", " ");
 
@@ -35,7 +34,7 @@
     flip: (each) => [each.flip],
     outcome: (each) => [each.outcome],
     dataset: (each) => [datasets[each.dataset]],
-    slice: slices,
+    slice: (each) => each.slices,
   };
 
   const fillOptions = () => {
@@ -90,7 +89,7 @@
 
   const row = (each) => {
     const button = make("button", { type: "button", class: "open", "aria-expanded": "false" }, make("bdi", {}, each.id));
-    const tags = slices(each).join(", ");
+    const tags = each.slices.join(", ");
     const flip = make("span", { class: `chip ${each.flip}` }, `${flips[each.flip].symbol} ${flips[each.flip].words}`);
     const line = make("tr", { "data-place": each.place },
       make("th", { scope: "row" }, button, tags ? make("bdi", { class: "tags" }, tags) : null),
