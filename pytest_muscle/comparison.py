@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_muscle.accepted import AcceptedFlips, StaleFlip
 from pytest_muscle.flips import CaseResult, Flip
-from pytest_muscle.gates import Gate, Outcome, Verdict, decide, outcome
+from pytest_muscle.gates import Gate, Judge, Outcome, Verdict, decide
 from pytest_muscle.golden import GoldenCase
 from pytest_muscle.grading import Grade
 from pytest_muscle.metrics import Metrics, measure, slice_members
@@ -57,6 +57,7 @@ class Comparison:
     unselected: int = 0
     accepted: AcceptedFlips = field(default_factory=AcceptedFlips)
     stale: Sequence[StaleFlip] = ()
+    slice_pairs: bool = False
 
     @cached_property
     def metrics(self) -> Metrics:
@@ -73,7 +74,7 @@ class Comparison:
         """The metrics of each dataset, in the order of the cases."""
         measured = {}
         for name, results in self._by_dataset(self.results).items():
-            slices = slice_members(results, lambda result: result.case)
+            slices = slice_members(results, lambda result: result.case, self.slice_pairs)
             whole = measure(slices.pop(""))
             measured[name] = DatasetMetrics(whole, {key: measure(slices[key]) for key in sorted(slices)})
         return measured
@@ -81,44 +82,33 @@ class Comparison:
     @cached_property
     def gates(self) -> list[Gate]:
         """The gates, judged."""
-        members = {
-            name: slice_members(results, lambda result: result.case)
-            for name, results in self._by_dataset([*self.results, *self.beside]).items()
-        }
-        accepted = {r.case.key for r in (*self.results, *self.beside) if self.accepted.find(r)}
-        return [
-            decide(gate, members.get(gate.dataset, {}).get(gate.slice, ()), accepted) for gate in self.planned
-        ]
+        results = (*self.results, *self.beside)
+        accepted = {result.case.key for result in results if self.accepted.find(result)}
+        return decide(self.planned, results, accepted, self.slice_pairs)
 
     @cached_property
     def outcomes(self) -> dict[tuple[str, str], Outcome]:
         """What becomes of each case, by its key."""
-        gates = self._gates_of
-        return {r.case.key: outcome(r, gates.get(r.case.dataset, ()), self._reason(r)) for r in self.results}
+        return {r.case.key: self._judge.outcome(r, self._reason(r)) for r in self.results}
 
     def _reason(self, result: CaseResult) -> str | None:
         accepted = self.accepted.find(result)
         return accepted.reason if accepted else None
 
     @cached_property
-    def _gates_of(self) -> dict[str, list[Gate]]:
-        gates: dict[str, list[Gate]] = {}
-        for gate in self.gates:
-            gates.setdefault(gate.dataset, []).append(gate)
-        return gates
+    def _judge(self) -> Judge:
+        return Judge(self.gates, self.slice_pairs)
 
     def weighs(self, result: CaseResult) -> bool:
         """Whether a result's flip can fail or uses up a budget, if it is not accepted."""
-        gates = self._gates_of.get(result.case.dataset, ())
-        regressed = result.flip is not None and result.flip.is_regression
-        return regressed and (not gates or any(gate.covers(result) for gate in gates))
+        return self._judge.weighs(result)
 
     @property
     def passed(self) -> bool:
-        """Whether the release may go out: no case failed or could not be judged, and no gate failed."""
+        """Whether the release may go out: no case failed or could not be judged, and no gate blocks it."""
         bad = (Verdict.FAILED, Verdict.ERROR)
         return not any(each.verdict in bad for each in self.outcomes.values()) and not any(
-            gate.passed is False for gate in self.gates
+            gate.blocks for gate in self.gates
         )
 
     def result(self, case: GoldenCase) -> CaseResult:
@@ -131,7 +121,11 @@ class Comparison:
 
     def gate(self, planned: Gate) -> Gate:
         """Return a planned gate, judged."""
-        return self.gates[self.planned.index(planned)]
+        return self._judged[planned.dataset, planned.title]
+
+    @cached_property
+    def _judged(self) -> dict[tuple[str, str], Gate]:
+        return {(gate.dataset, gate.title): gate for gate in self.gates}
 
     def of(self, flip: Flip) -> list[CaseResult]:
         """Return the results with this flip."""

@@ -50,7 +50,8 @@ class Session:
 
     def gates(self, path: Path) -> list[Gate]:
         """Return the gates of one golden dataset, unjudged."""
-        return plan(self.cases(path), self.settings.thresholds)
+        settings = self.settings
+        return plan(self.cases(path), settings.thresholds, settings.inconclusive, settings.slice_pairs)
 
     def select(self, keys: AbstractSet[Key]) -> None:
         """Name the cases that may be sent to a model; without this, all of the golden datasets."""
@@ -113,6 +114,7 @@ class Session:
             planned=[gate for path in self._datasets for gate in self.gates(path)],
             notices=[*self._store.notices, *old.notices, *new.notices],
             unselected=len(everything) - len(selected),
+            slice_pairs=self.settings.slice_pairs,
         )
         return self._accept(compared, everything)
 

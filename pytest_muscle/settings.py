@@ -6,24 +6,37 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os.path import relpath
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pytest_muscle.errors import MuscleError, did_you_mean
 
 TABLE = "tool.pytest-muscle"
 ACCEPTED = "muscle-accepted.toml"
 """The file of accepted flips; it lies in the root folder of the tests."""
-THRESHOLDS = ("max_nfr", "max_nfr_mc", "max_accuracy_drop", "max_mean_regression")
+THRESHOLDS = (
+    "max_nfr",
+    "max_nfr_mc",
+    "max_accuracy_drop",
+    "max_mean_regression",
+    "max_error_rate",
+)
+Decision = Literal["point", "significant", "assured"]
+Inconclusive = Literal["fail", "warn", "pass"]
 
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """A budget; ``dataset`` and ``slice`` are empty where it holds for all."""
+    """A budget; ``dataset`` and ``slice`` are empty where it holds for all.
+
+    ``decision`` says how it is judged: by the ``point`` estimate; ``significant`` fails only where the
+    sample shows that the budget is exceeded; ``assured`` passes only where it shows that it is not.
+    """
 
     name: str
     limit: float
     dataset: str = ""
     slice: str = ""
+    decision: Decision = "point"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +53,8 @@ class Settings:
     """Everything a run was asked to do; ``sources`` says where each value came from.
 
     Paths are absolute. ``cache_dir`` is None where no response is to be kept after the run.
+    ``inconclusive`` is what becomes of a gate that the sample cannot decide; None leaves it to the
+    gate's decision. ``slice_pairs`` makes a slice of each pair of tags, too.
     """
 
     root: Path
@@ -59,6 +74,9 @@ class Settings:
     dtype: str = "auto"
     batch_tokens: int | None = None
     cache_dir: Path | None = None
+    decision: Decision = "point"
+    inconclusive: Inconclusive | None = None
+    slice_pairs: bool = False
     tolerance: float = 0.0
     bertscore_model: str = "roberta-large"
     thresholds: tuple[Threshold, ...] = ()
@@ -133,6 +151,18 @@ def _fraction(value: Any) -> float:
     return float(value)
 
 
+def _one_of(*words: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if value not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return str(value)
+
+    return parse
+
+
+_decision = _one_of(*get_args(Decision))
+
+
 OPTIONS = (
     Option("old", _text, "the old model, whose users are to keep what works", "SPEC"),
     Option("new", _text, "the new model, the release to be judged", "SPEC"),
@@ -144,6 +174,12 @@ OPTIONS = (
     Option("accept", _flag, "accept today's flips: write them to muscle-accepted.toml", None),
     Option("record", _text, "write both models' responses as JSONL, to be used as recorded:FILE", "DIR"),
     Option("limit", _count, "take the first N cases of each dataset only", "N"),
+    Option(
+        "inconclusive",
+        _one_of(*get_args(Inconclusive)),
+        "what becomes of a gate that the cases are too few to decide: fail, warn or pass",
+        "WHAT",
+    ),
     Option("device", _text, "where local models run: auto, cpu, cuda, cuda:1, mps ...", "DEVICE"),
     Option("dtype", _text, "their number format: auto, float32, bfloat16, float16", "DTYPE"),
     Option("batch_tokens", _count, "tokens in one batch of a local model", "N"),
@@ -151,6 +187,8 @@ OPTIONS = (
     Option("no_cache", _flag, "neither use nor keep responses of other runs", None),
 )
 _PYPROJECT_ONLY: dict[str, Callable[[Any], Any]] = {
+    "decision": _decision,
+    "slice_pairs": _flag,
     "tolerance": _fraction,
     "bertscore_model": _text,
     "strict_accepted": _flag,
@@ -286,8 +324,7 @@ class _Loader:
         self._check_keys(table, (*THRESHOLDS, *tables), place)
         for name in THRESHOLDS:
             if name in table:
-                limit = self._parsed(_fraction, table[name], f"'{name}' in [{place}] of {self.file}")
-                yield Threshold(name, limit, dataset, slice_name)
+                yield self._threshold(name, table[name], place, dataset, slice_name)
         for nested in tables:
             for name, inner in self._subtable(table, nested, place).items():
                 inner_place = f'{place}.{nested}."{name}"'
@@ -296,6 +333,19 @@ class _Loader:
                     yield from self._thresholds(inner, dataset, name)
                 else:
                     yield from self._thresholds(inner, name)
+
+    def _threshold(self, name: str, value: Any, place: str, dataset: str, slice_name: str) -> Threshold:
+        full = value if isinstance(value, dict) else {"limit": value}
+        if full is value:
+            place = f"{place}.{name}"
+            self._check_keys(full, ("limit", "decision"), place)
+            if "limit" not in full:
+                raise MuscleError(f"key 'limit' is missing in [{place}] of {self.file}; it is the budget")
+        named = f"'limit' in [{place}]" if full is value else f"'{name}' in [{place}]"
+        limit = self._parsed(_fraction, full["limit"], f"{named} of {self.file}")
+        decision = full.get("decision", self.table.get("decision", "point"))
+        self._parsed(_decision, decision, f"'decision' in [{place}] of {self.file}")
+        return Threshold(name, limit, dataset, slice_name, decision)
 
     def _datasets(self) -> dict[str, dict[str, Any]]:
         from pytest_muscle.golden import check_defaults
