@@ -295,7 +295,7 @@ class CaseItem(_MuscleItem):
         if self.result.error is not None:
             from pytest_muscle.reports.explain import explain
 
-            raise Unjudged(_logged(explain(self.result, self.outcome)))
+            pytest.fail(_logged(explain(self.result, self.outcome)), pytrace=False)
 
     def runtest(self) -> None:
         """Fail on a flip, unless a budget or the accepted list bears it."""
