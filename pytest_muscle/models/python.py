@@ -6,6 +6,8 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
+from numbers import Integral
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +44,8 @@ class PythonModel:
         except Exception as error:
             return Response(error=f"{self.spec} raised {type(error).__name__}: {error}")
         if isinstance(value, Response):
-            return value
-        if isinstance(value, bool) or not isinstance(value, str | int):
+            return self._checked(value)
+        if isinstance(value, bool) or not isinstance(value, str | Integral):
             return Response(error=f"{self.spec} returned {ascii(value)[:60]}, neither a text nor a choice")
         if case.task != "multiple_choice":
             return Response(text=str(value))
@@ -54,7 +56,17 @@ class PythonModel:
                     error=f"{self.spec} returned {ascii(value)[:60]}, which is none of the choices"
                 )
             value = choices.index(value.strip())
-        return Response(choice=value)
+        return Response(choice=int(value))
+
+    def _checked(self, response: Response) -> Response:
+        try:
+            loglikelihoods = tuple(map(float, response.loglikelihoods))
+            choice = None if response.choice is None else index(response.choice)
+            if not all(isinstance(each, str | None) for each in (response.text, response.error)):
+                raise TypeError("'text' and 'error' must be texts")
+        except (TypeError, ValueError, OverflowError) as error:
+            return Response(error=f"{self.spec} returned a Response that cannot be used: {error}")
+        return Response(response.text, choice, loglikelihoods, response.error)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -68,8 +80,10 @@ def load_callable(name: str) -> Callable[..., Any]:
         sys.path.append(here)
     try:
         module = import_module(module_name)
-    except ImportError as error:
-        raise MuscleError(f"{name}: module '{module_name}' cannot be imported: {error}") from None
+    except Exception as error:
+        raise MuscleError(
+            f"{name}: module '{module_name}' cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     function = getattr(module, attribute, None) if attribute else None
     if not callable(function):
         raise MuscleError(

@@ -37,8 +37,11 @@ class RecordedModel:
         """Look every case up; raises MuscleError naming the line of a bad record."""
         responses = self._read()
         uses = Counter(case.id for case in cases)
-        yield [(case, self._find(responses.get(case.id, {}), case, uses[case.id])) for case in cases]
-        self._tell_unused(set(responses) - set(uses))
+        batch = [(case, self._find(responses.get(case.id, {}), case, uses[case.id])) for case in cases]
+        self.notices += missing_notice(self.path, batch)
+        if unused := sorted(set(responses) - set(uses)):
+            self.notices.append(f"{self.path}: {len(unused):,} responses have no golden case{_some(unused)}")
+        yield batch
 
     def _find(self, found: dict[str | None, Response], case: GoldenCase, uses: int) -> Response:
         if case.dataset in found:
@@ -68,13 +71,20 @@ class RecordedModel:
             responses.setdefault(case_id, {})[dataset] = response
         return responses
 
-    def _tell_unused(self, unused: set[str]) -> None:
-        if unused:
-            named = ", ".join(map(ascii, sorted(unused)[:3])) + (", ..." if len(unused) > 3 else "")
-            self.notices.append(f"{self.path}: {len(unused)} responses have no golden case ({named})")
-
     def close(self) -> None:
         """Nothing is held."""
+
+
+def missing_notice(path: Path, batch: Batch) -> list[str]:
+    """Say how many of the cases have no response in a file, and name the first of them."""
+    missing = [case.id for case, response in batch if response.error is not None]
+    if not missing:
+        return []
+    return [f"{path}: no response to {len(missing):,} of {len(batch):,} cases{_some(missing)}"]
+
+
+def _some(names: Sequence[str]) -> str:
+    return f" ({', '.join(map(ascii, names[:3]))}{', ...' if len(names) > 3 else ''})"
 
 
 def _parse(record: Record) -> tuple[str, str | None, Response]:
@@ -100,7 +110,10 @@ def _loglikelihoods(values: Any) -> tuple[float, ...]:
         return ()
     if not isinstance(values, list) or not all(_is_number(value) for value in values):
         raise MuscleError(f"field 'loglikelihoods' must be a list of numbers, not {ascii(values)[:60]}")
-    return tuple(map(float, values))
+    try:
+        return tuple(map(float, values))
+    except OverflowError:
+        raise MuscleError("field 'loglikelihoods' holds a number beyond any log-likelihood") from None
 
 
 def _is_number(value: Any) -> bool:
