@@ -62,6 +62,34 @@ def save_tiny_model(directory: Path, *, seed: int, **changes: object) -> Path:
     return directory
 
 
+def save_other_model(directory: Path, kind: str) -> Path:
+    """Save a tiny model of another architecture: attention windows, learned positions or recurrent."""
+    import torch
+    import transformers
+
+    from pytest_muscle.models.quiet import quiet
+
+    size = len(tiny_tokenizer())
+    common = {"vocab_size": size, "initializer_range": 0.5, "bos_token_id": 0, "eos_token_id": 1}
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = {
+        "window": lambda: transformers.MistralConfig(
+            **common, **small, num_key_value_heads=2, sliding_window=6, max_position_embeddings=256
+        ),
+        "gpt2": lambda: transformers.GPT2Config(**common, n_embd=16, n_layer=2, n_head=4, n_positions=256),
+        "mamba": lambda: transformers.MambaConfig(
+            **common, hidden_size=16, num_hidden_layers=2, state_size=4
+        ),
+    }[kind]()
+    if kind == "mamba":
+        config.max_position_embeddings = 256
+    with torch.random.fork_rng(), quiet():
+        torch.manual_seed(3)
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+        tiny_tokenizer().save_pretrained(directory)
+    return directory
+
+
 def tiny_tokenizer():
     """A byte-level BPE tokenizer of some 300 tokens that has no padding token of its own."""
     from tokenizers import ByteLevelBPETokenizer

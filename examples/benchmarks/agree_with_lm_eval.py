@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.golden import read_golden
@@ -22,9 +22,11 @@ from pytest_muscle.models.checkpoint import converted_gguf, resolve_checkpoint
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lm_eval.models.huggingface import HFLM
+
     from pytest_muscle.golden import GoldenCase
 
-Scores = list[tuple[float, ...]]
+Scores: TypeAlias = list[tuple[float, ...]]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,15 +61,19 @@ def score_here(spec: str, cases: Sequence[GoldenCase]) -> Scores:
 
 def score_there(spec: str, cases: Sequence[GoldenCase], batch_size: int) -> Scores:
     """Log-likelihoods of each case's choices from lm-evaluation-harness."""
+    return loglikelihoods(harness(spec, batch_size), cases)
+
+
+def harness(spec: str, batch_size: int) -> HFLM:
+    """The harness's transformers model of a directory or .gguf file."""
     from lm_eval.models.huggingface import HFLM
 
     place = resolve_checkpoint(spec).base
     directory = converted_gguf(place) if place.is_file() else place
-    lm = HFLM(pretrained=str(directory), device="cpu", dtype="float32", batch_size=batch_size)
-    return loglikelihoods(lm, cases)
+    return HFLM(pretrained=str(directory), device="cpu", dtype="float32", batch_size=batch_size)
 
 
-def loglikelihoods(lm: object, cases: Sequence[GoldenCase]) -> Scores:
+def loglikelihoods(lm: HFLM, cases: Sequence[GoldenCase]) -> Scores:
     """Ask the harness's model about every choice of every case."""
     from lm_eval.api.instance import Instance
 

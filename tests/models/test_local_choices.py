@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny_model, tiny_tokenizer
+from conftest import save_other_model, save_tiny_model
 
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.golden import GoldenCase
@@ -189,30 +189,6 @@ def test_packing_is_used_where_it_gives_the_same_numbers(
         monkeypatch.setattr(module, "score", lambda *a, real=real, name=name: paths.append(name) or real(*a))
     answers(directory, CASES[:3])
     assert paths == ["plain", "packed", "packed" if packed else "plain"]
-
-
-def save_other_model(directory: Path, kind: str) -> Path:
-    import transformers
-
-    size = len(tiny_tokenizer())
-    common = {"vocab_size": size, "initializer_range": 0.5, "bos_token_id": 0, "eos_token_id": 1}
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = {
-        "window": lambda: transformers.MistralConfig(
-            **common, **small, num_key_value_heads=2, sliding_window=6, max_position_embeddings=256
-        ),
-        "gpt2": lambda: transformers.GPT2Config(**common, n_embd=16, n_layer=2, n_head=4, n_positions=256),
-        "mamba": lambda: transformers.MambaConfig(
-            **common, hidden_size=16, num_hidden_layers=2, state_size=4
-        ),
-    }[kind]()
-    if kind == "mamba":
-        config.max_position_embeddings = 256
-    with torch.random.fork_rng(), quiet():
-        torch.manual_seed(3)
-        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(directory)
-        tiny_tokenizer().save_pretrained(directory)
-    return directory
 
 
 @pytest.mark.parametrize("failure", [lambda *_: [[(0, (0.0, 0.0))]], lambda *_: 1 / 0])

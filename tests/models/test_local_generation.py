@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny_model
+from conftest import save_other_model, save_tiny_model
 
 from pytest_muscle.golden import GoldenCase
 from pytest_muscle.models import ModelOptions, Response, open_model
 from pytest_muscle.models.checkpoint import load_model, load_tokenizer, resolve_checkpoint
+from pytest_muscle.models.local import decoding
 from pytest_muscle.models.quiet import quiet
 
 PROMPTS = [
@@ -81,6 +82,56 @@ def responses(directory: Path, cases: Sequence[GoldenCase], **options) -> list[R
     return [found[asked.id] for asked in cases]
 
 
+SHOTS = "Question: how many apples are left? Answer: 12 apples are left in the box.\n\n" * 2
+
+
+@pytest.mark.parametrize("batch_tokens", [None, 600])
+def test_texts_behind_a_shared_prefix_equal_plain_ones(talker: Path, batch_tokens: int | None) -> None:
+    shared = [f"{SHOTS}Question: {'where ' * (i % 5)}{i}?" for i in range(20)]
+    cases = [case(i, prompt) for i, prompt in enumerate([*PROMPTS, *shared])]
+    expected = [decoded(talker, oracle(talker, case.prompt)) for case in cases]
+    assert texts(talker, cases, batch_tokens=batch_tokens) == expected
+
+
+def test_a_shared_prefix_is_run_once(talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [case(i, f"{SHOTS}Question: {i}?", max_new_tokens=1) for i in range(30)]
+    length = len(reference(talker)[1].encode(SHOTS))
+    tokens = sum(forward_sizes(talker, cases, monkeypatch))
+    assert tokens < 8 * length + 30 * 20 < 30 * length
+
+
+@pytest.mark.parametrize("kind", ["window", "gpt2", "mamba"])
+def test_other_architectures_generate_what_they_do_alone(tmp_path: Path, kind: str) -> None:
+    directory = save_other_model(tmp_path / kind, kind)
+    prompts = [*PROMPTS, *(f"{SHOTS}{i}" for i in range(16))]
+    expected = [decoded(directory, oracle(directory, prompt)) for prompt in prompts]
+    assert texts(directory, [case(i, prompt) for i, prompt in enumerate(prompts)]) == expected
+
+
+@pytest.mark.parametrize("kind", ["llama", "window"])
+def test_the_faster_loop_is_used_where_it_gives_the_same_logits(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = (
+        save_tiny_model(tmp_path / kind, seed=1)
+        if kind == "llama"
+        else save_other_model(tmp_path / kind, kind)
+    )
+    used = []
+    real = decoding.decode
+    monkeypatch.setattr(decoding, "decode", lambda *a: used.append("loop") or real(*a))
+    texts(directory, [case(i, prompt) for i, prompt in enumerate(PROMPTS)])
+    assert used == (["loop"] if kind == "llama" else [])
+
+
+def test_a_loop_that_differs_is_not_used(talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = decoding._Batch.step
+    monkeypatch.setattr(decoding._Batch, "step", lambda self: real(self) + torch.randn(1))
+    expected = [decoded(talker, oracle(talker, prompt)) for prompt in PROMPTS]
+    monkeypatch.setattr(decoding, "decode", lambda *_: pytest.fail("used"))
+    assert texts(talker, [case(i, prompt) for i, prompt in enumerate(PROMPTS)]) == expected
+
+
 @pytest.mark.parametrize("batch_tokens", [None, 1, 100])
 def test_texts_equal_plain_greedy_generation(talker: Path, batch_tokens: int | None) -> None:
     cases = [case(i, prompt) for i, prompt in enumerate(PROMPTS)]
@@ -110,29 +161,31 @@ def test_a_stop_string_that_never_comes_changes_nothing(talker: Path) -> None:
     assert texts(talker, cases) == [decoded(talker, oracle(talker, prompt)) for prompt in PROMPTS]
 
 
-def steps(directory: Path, cases: Sequence[GoldenCase], monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many forward passes the answers took."""
-    count = 0
+def forward_sizes(directory: Path, cases: Sequence[GoldenCase], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each forward pass had that the answers took."""
+    sizes = []
 
     def load(*arguments, **named):
         model = load_model(*arguments, **named)
-
-        def tick(*_: object) -> None:
-            nonlocal count
-            count += 1
-
-        model.register_forward_hook(tick)
+        model.register_forward_pre_hook(
+            lambda _, __, named: sizes.append(named["input_ids"].numel()), with_kwargs=True
+        )
         return model
 
     monkeypatch.setattr("pytest_muscle.models.checkpoint.load_model", load)
     texts(directory, cases)
-    return count
+    return sizes
 
 
 def test_generation_ends_as_soon_as_every_row_has(talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = PROMPTS[:3]
-    cases = [case(i, p, stop=(decoded(talker, oracle(talker, p))[:2],)) for i, p in enumerate(prompts)]
-    assert steps(talker, cases, monkeypatch) <= 4
+    stops = [decoded(talker, oracle(talker, prompt))[:2] for prompt in prompts]
+    cases = [
+        case(i, p, stop=(stop,), max_new_tokens=100)
+        for i, (p, stop) in enumerate(zip(prompts, stops, strict=True))
+    ]
+    # Five of the passes compare the loop with plain ones.
+    assert len(forward_sizes(talker, cases, monkeypatch)) <= 5 + 4
 
 
 def test_a_special_token_can_be_a_stop_string(talker: Path, tmp_path: Path) -> None:

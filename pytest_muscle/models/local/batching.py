@@ -81,14 +81,14 @@ def _attempt(run: Callable[[int, int], Sequence[T]], start: int, end: int) -> Se
         with quiet():
             return run(start, end)
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not _is_out_of_memory(error):
             raise
     # Only here, after the handler, are the failed pass's tensors unreferenced.
     _empty_cache()
     return None
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     """Whether an accelerator or the CPU's allocator has run out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True

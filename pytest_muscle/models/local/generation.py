@@ -1,35 +1,67 @@
-"""Greedy generation in left-padded batches, with stop strings."""
+"""Greedy generation in length-sorted, left-padded batches."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria
 
+from pytest_muscle.models.local import decoding
 from pytest_muscle.models.local.batching import Budget, run_in_batches
+from pytest_muscle.models.local.packing import common_length
+from pytest_muscle.models.local.stopping import Endings, end_tokens
+from pytest_muscle.models.quiet import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from pytest_muscle.models.local.encoding import Prompt
 
+# A shorter prefix, or one shared by fewer prompts, costs more as a pass and batches of its own than it saves.
+_WORTHWHILE = 32
+_CROWD = 16
 
-@torch.inference_mode()
+
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     budget: Budget,
 ) -> Iterator[list[tuple[int, str | None]]]:
-    """Yield ``(index of the prompt, text)``, longest first; the text excludes prompt and stop string.
+    """Yield ``(index of the prompt, text)``; the text is without the prompt and the stop string.
 
-    None stands for a prompt that does not fit into memory.
+    None stands for a prompt that does not fit into memory. The texts are those of plain greedy ``generate``,
+    which also does the work for models that the faster loop does not suit.
     """
+    for group in _groups(prompts):
+        members = [prompts[i] for i in group]
+        for batch in _generate_group(model, tokenizer, members, budget):
+            yield [(group[item], text) for item, text in batch]
+
+
+def _groups(prompts: Sequence[Prompt]) -> list[list[int]]:
+    """The prompts by what they begin with; those that share too little make up one group."""
+    order = sorted(range(len(prompts)), key=lambda i: prompts[i].tokens)
+    groups: list[list[int]] = [order[:1]]
+    for before, item in pairwise(order):
+        if common_length(prompts[before].tokens, prompts[item].tokens) < _WORTHWHILE:
+            groups.append([])
+        groups[-1].append(item)
+    crowds = [group for group in groups if len(group) >= _CROWD]
+    rest = [item for group in groups if len(group) < _CROWD for item in group]
+    return [group for group in (*crowds, rest) if group]
+
+
+def _generate_group(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], budget: Budget
+) -> Iterator[list[tuple[int, str | None]]]:
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].tokens), prompts[i].tokens))
-    end_tokens = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
+    go_on = _continuation(model, tokenizer, [prompts[i] for i in order], ends)
 
     def take(start: int, tokens: int) -> tuple[int, int]:
         longest, limit, used, end = len(prompts[order[start]].tokens), 0, 0, start
@@ -42,29 +74,65 @@ def generate(
         return end, used
 
     def run(start: int, end: int) -> list[str]:
-        return _continue(model, tokenizer, [prompts[i] for i in order[start:end]], end_tokens)
+        batch = [prompts[i] for i in order[start:end]]
+        endings = Endings(tokenizer, batch, ends)
+        return [endings.text(row, tokens) for row, tokens in enumerate(go_on(batch, endings))]
 
     for batch in run_in_batches(len(order), budget, take, run):
         yield [(order[item], text) for item, text in batch]
 
 
-def _continue(
+@torch.inference_mode()
+def _continuation(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], ends: list[int]
+) -> Callable[[Sequence[Prompt], Endings], list[list[int]]]:
+    """The way to continue a batch: the faster loop where its logits are those of plain forward passes."""
+    shared = _shared(prompts)
+    longest_and_shortest = [prompts[0].tokens, prompts[-1].tokens]
+    try:
+        with quiet():
+            prefix = decoding.run_prefix(model, prompts[0].tokens[:shared])
+            suits = len(prompts) > 2 and decoding.agrees(model, prefix, longest_and_shortest)
+    except Exception:  # A model whose caches or arguments are its own may fail in any way.
+        suits = False
+
+    @torch.inference_mode()
+    def fast(batch: Sequence[Prompt], endings: Endings) -> list[list[int]]:
+        limit = max(prompt.limit for prompt in batch)
+        return decoding.decode(model, prefix, [prompt.tokens for prompt in batch], limit, endings.ended)
+
+    def plain(batch: Sequence[Prompt], endings: Endings) -> list[list[int]]:
+        return _plain(model, tokenizer, batch, endings, ends)
+
+    return fast if suits else plain
+
+
+def _shared(prompts: Sequence[Prompt]) -> int:
+    """The length of the prefix to share, leaving each prompt a token of its own."""
+    first, last = min(p.tokens for p in prompts), max(p.tokens for p in prompts)
+    length = min(common_length(first, last), min(len(p.tokens) for p in prompts) - 1)
+    return length if length >= _WORTHWHILE and len(prompts) >= _CROWD else 0
+
+
+@torch.inference_mode()
+def _plain(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
-    end_tokens: list[int],
-) -> list[str]:
+    endings: Endings,
+    ends: list[int],
+) -> list[list[int]]:
     width = max(len(prompt.tokens) for prompt in prompts)
     inputs = torch.zeros((len(prompts), width), dtype=torch.long)
     mask = torch.zeros_like(inputs)
     for row, prompt in enumerate(prompts):
         inputs[row, width - len(prompt.tokens) :] = torch.tensor(prompt.tokens)
         mask[row, width - len(prompt.tokens) :] = 1
-    ends = _Ends(tokenizer, prompts, width, frozenset(end_tokens))
+    criteria = _Criteria(endings, len(prompts), width)
     config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         max_new_tokens=max(prompt.limit for prompt in prompts),
-        eos_token_id=end_tokens or None,
+        eos_token_id=ends or None,
         pad_token_id=tokenizer.pad_token_id,
     )
     # Whatever the checkpoint suggests (temperature, repetition penalty) would fill the gaps of this one.
@@ -75,57 +143,25 @@ def _continue(
             inputs=inputs.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=config,
-            stopping_criteria=[ends],
+            stopping_criteria=[criteria],
         )
     finally:
         model.generation_config = suggested
-    return [ends.text(row, tokens) for row, tokens in enumerate(output[:, width:].tolist())]
+    new = output[:, width:].tolist()
+    return [tokens[:end] for tokens, end in zip(new, criteria.ends, strict=True)]
 
 
-class _Ends(StoppingCriteria):
-    """Ends each row at its own limit or stop string, and remembers where."""
+class _Criteria(StoppingCriteria):
+    """Tells ``generate`` which rows have ended, and remembers where."""
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        prompts: Sequence[Prompt],
-        width: int,
-        end_tokens: frozenset[int],
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.prompts = prompts
-        self.width = width
-        self.end_tokens = end_tokens
-        self.ends: list[int | None] = [None] * len(prompts)
-        # A token holds a byte at least, so this many cover any stop string that ends in the last one.
-        self.tails = [max((len(s.encode()) for s in p.stop), default=0) + 4 for p in prompts]
+    def __init__(self, endings: Endings, rows: int, width: int) -> None:
+        self.ends: list[int | None] = [None] * rows
+        self._endings = endings
+        self._width = width
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        new = input_ids.shape[1] - self.width
+        new = input_ids[:, self._width :]
         for row, end in enumerate(self.ends):
-            if end is None and self._ended(row, input_ids[row, self.width :], new):
-                self.ends[row] = new
+            if end is None and self._endings.ended(row, new[row].tolist()):
+                self.ends[row] = new.shape[1]
         return torch.tensor([end is not None for end in self.ends], device=input_ids.device)
-
-    def _ended(self, row: int, tokens: torch.Tensor, new: int) -> bool:
-        prompt = self.prompts[row]
-        if new >= prompt.limit or int(tokens[-1]) in self.end_tokens:
-            return True
-        if not prompt.stop:
-            return False
-        tail = str(self.tokenizer.decode(tokens[-self.tails[row] :].tolist()))
-        return any(stop in tail for stop in prompt.stop)
-
-    def text(self, row: int, tokens: list[int]) -> str:
-        """The row's new text up to its end, cut before the first stop string."""
-        kept = tokens[: self.ends[row]]
-        text = str(self.tokenizer.decode(kept, skip_special_tokens=True))
-        return text[
-            : min((at for stop in self.prompts[row].stop if (at := text.find(stop)) >= 0), default=None)
-        ]
-
-
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    suggested = getattr(model.generation_config, "eos_token_id", None)
-    ends = {tokenizer.eos_token_id, *(suggested if isinstance(suggested, list) else [suggested])}
-    return sorted(end for end in ends if isinstance(end, int))
