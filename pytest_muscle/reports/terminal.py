@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from pytest_muscle.comparison import Comparison
 from pytest_muscle.flips import Flip
-from pytest_muscle.gates import Gate, Verdict
-from pytest_muscle.metrics import Metrics
+from pytest_muscle.gates import Gate, Ruling, Verdict
+from pytest_muscle.metrics import FEW, Metrics
 from pytest_muscle.reports.explain import change
 from pytest_muscle.reports.text import one_line
 from pytest_muscle.statistics import Interval
@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 _MOST_SLICES = 8
 _MOST_REGRESSIONS = 5
 _SMALL = 0.05
-_VERDICTS = {True: ("passed", "green"), False: ("FAILED", "red"), None: ("", "")}
+_MOST_GATES = 12
+_RULINGS = {
+    Ruling.FAILED: ("FAILED", "red"),
+    Ruling.INCONCLUSIVE: ("inconclusive", "yellow"),
+    Ruling.PASSED: ("passed", "green"),
+}
+_ORDER = [*_RULINGS, Ruling.UNJUDGED]
 
 
 def summarise(comparison: Comparison, width: int = 80, colour: bool = False) -> str:
@@ -53,7 +59,9 @@ def _parts(comparison: Comparison) -> Iterator[RenderableType]:
         yield _scores(comparison)
     yield _rates(comparison)
     if gates := [gate for gate in comparison.gates if gate.answered]:
+        gates.sort(key=lambda gate: _ORDER.index(gate.ruling))
         yield _gates(gates)
+        yield "\n".join(_of_gates(gates))
     if slices := _worst_slices(comparison):
         yield _table_of_slices(slices)
     if regressions := _regressions(comparison):
@@ -140,19 +148,34 @@ def _level(metrics: Metrics) -> tuple[str, str]:
 def _gates(gates: Sequence[Gate]) -> Table:
     from rich.text import Text
 
-    table = _table("gate", "budget", "value", "95%", "verdict")
-    for gate in gates:
-        word, style = _VERDICTS[gate.passed]
+    table = _table("gate", "budget", "value", "95%", "verdict", "reversed by", "needs")
+    for gate in gates[:_MOST_GATES]:
+        word, style = _RULINGS.get(gate.ruling, ("", ""))
         table.add_row(
             f"{one_line(gate.scope, 60)} {gate.name}",
-            f"{gate.limit:.4f}",
+            f"{gate.limit:g}",
             f"{gate.value:.4f}" if gate.value is not None else "-",
             _bounds(gate.interval),
-            Text(word + (f", {gate.accepted:,} accepted" if gate.accepted else ""), style)
-            if word
-            else f"{gate.answered:,} of {gate.cases:,} answered",
+            Text(word, style) if word else f"{gate.answered:,} of {gate.cases:,} answered",
+            f"{abs(gate.reversal):,} {'worse' if gate.reversal > 0 else 'better'}" if gate.reversal else "-",
+            f"{gate.needed:,}" if gate.needed else "-",
         )
+    if len(gates) > _MOST_GATES:
+        table.add_row(f"... and {len(gates) - _MOST_GATES:,} more")
     return table
+
+
+def _of_gates(gates: Sequence[Gate]) -> Iterator[str]:
+    yield "reversed by: answers that would have to change; needs: cases that would settle the gate"
+    if (tests := max(gate.tests for gate in gates)) > 1:
+        yield f"significance is corrected for {tests:,} gates (Holm)"
+    for gate in gates[:_MOST_GATES]:
+        if gate.is_zero_tolerance:
+            yield (
+                f"{one_line(gate.scope, 60)} {gate.name}: {gate.limit:g} is below one in {gate.cases:,} "
+                "cases: zero tolerance"
+            )
+    yield ""
 
 
 def _worst_slices(comparison: Comparison) -> list[tuple[str, Metrics]]:
@@ -163,14 +186,15 @@ def _worst_slices(comparison: Comparison) -> list[tuple[str, Metrics]]:
         for key, metrics in dataset.slices.items()
         if metrics.nfr is not None
     ]
-    return sorted(slices, key=lambda each: (-(each[1].nfr or 0.0), -each[1].n, each[0]))
+    # By what is sure to be lost: one flip in two cases says less than thirty in a hundred.
+    return sorted(slices, key=lambda each: (-each[1].intervals["nfr"][0], -(each[1].nfr or 0.0), each[0]))
 
 
 def _table_of_slices(slices: Sequence[tuple[str, Metrics]]) -> Table:
     table = _table("slice, worst first", "n", "NFR", "95%", "NFR_mc", "PFR")
     for name, metrics in slices[:_MOST_SLICES]:
         table.add_row(
-            one_line(name, 60),
+            one_line(name, 60) + (f" (under {FEW} cases)" if metrics.is_small else ""),
             f"{metrics.n:,}",
             _rate(metrics.nfr),
             _bounds(metrics.intervals.get("nfr")),
@@ -196,8 +220,9 @@ def _regressions(comparison: Comparison) -> list[str]:
 def _outcomes(comparison: Comparison) -> str:
     verdicts = Counter(each.verdict for each in comparison.outcomes.values())
     counts = ", ".join(f"{verdicts[verdict]:,} {verdict}" for verdict in Verdict if verdicts[verdict])
-    failed = sum(gate.passed is False for gate in comparison.gates)
-    gates = f"; {failed} of {len(comparison.gates)} gates failed" if comparison.gates else ""
+    rulings = Counter(gate.ruling for gate in comparison.gates)
+    told = ", ".join(f"{rulings[ruling]:,} {ruling}" for ruling in _ORDER if rulings[ruling])
+    gates = f"; gates: {told}" if told else ""
     return f"cases: {counts or 'none'}{gates}"
 
 
