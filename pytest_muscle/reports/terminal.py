@@ -77,7 +77,7 @@ def _table(*columns: str) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(columns):
-        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
     return table
 
 
@@ -148,7 +148,7 @@ def _level(metrics: Metrics) -> tuple[str, str]:
 def _gates(gates: Sequence[Gate]) -> Table:
     from rich.text import Text
 
-    table = _table("gate", "budget", "value", "95%", "verdict", "reversed by", "needs")
+    table = _table("gate", "budget", "value", "95%", "verdict", "reversal", "needs")
     for gate in gates[:_MOST_GATES]:
         word, style = _RULINGS.get(gate.ruling, ("", ""))
         table.add_row(
@@ -166,7 +166,7 @@ def _gates(gates: Sequence[Gate]) -> Table:
 
 
 def _of_gates(gates: Sequence[Gate]) -> Iterator[str]:
-    yield "reversed by: answers that would have to change; needs: cases that would settle the gate"
+    yield "reversal: answers whose change would reverse the gate; needs: cases that would settle it"
     if (tests := max(gate.tests for gate in gates)) > 1:
         yield f"significance is corrected for {tests:,} gates (Holm)"
     for gate in gates[:_MOST_GATES]:
