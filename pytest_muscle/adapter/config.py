@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from pytest_muscle.errors import MuscleError
+from pytest_muscle.errors import MuscleError, did_you_mean
 
 Mask = Literal[
     "student_wrong", "old_correct", "old_only", "token_likelihood", "sequence_likelihood", "truth_weighted"
@@ -172,13 +173,34 @@ class CompatibilityConfig(TrainingConfig):
         equation 1 with the hyperparameters of table 8.
         """
         try:
-            settings = _PRESETS[name]
+            settings = PRESETS[name]
         except KeyError:
-            raise MuscleError(f"unknown preset {name!r}; use one of {', '.join(_PRESETS)}") from None
+            raise MuscleError(f"unknown preset {name!r}; use one of {', '.join(PRESETS)}") from None
         unknown = sorted(set(changes) - {field.name for field in fields(cls)})
         if unknown:
             raise MuscleError(f"unknown adapter setting {unknown[0]!r}")
         return cls(**{**settings, **changes})
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> CompatibilityConfig:
+        """The settings of ``[tool.pytest-muscle.training]``.
+
+        Its keys are ``preset`` (``default``), ``mask``, ``temperature`` and ``cross_entropy_weight`` of the
+        recipe, ``recipe = "auto"``, and the other settings by name. Raises ``MuscleError`` naming the key.
+        """
+        recipe_keys = [field.name for field in fields(Recipe)]
+        known = ["preset", *recipe_keys, *(field.name for field in fields(cls) if field.name != "candidates")]
+        for key in table:
+            if key not in known:
+                raise MuscleError(f"unknown key '{key}'{did_you_mean(key, known)}")
+        preset = cls.preset(table.get("preset", "default"))
+        changes = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items() if k in known[4:]}
+        if recipe := {key: table[key] for key in recipe_keys if key in table}:
+            if "recipe" in table:
+                raise MuscleError(f"'{next(iter(recipe))}' does not go with 'recipe'")
+            base = preset.recipe if isinstance(preset.recipe, Recipe) else Recipe()
+            changes["recipe"] = replace(base, **recipe)
+        return replace(preset, **changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +215,7 @@ class TaskConfig(TrainingConfig):
         _one_of("selection", self.selection, get_args(TaskSelection))
 
 
-_PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "auto": {"recipe": "auto"},
     "paper": {

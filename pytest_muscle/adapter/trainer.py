@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +16,10 @@ from pytest_muscle.adapter.heads import token_logits
 from pytest_muscle.adapter.loss import IGNORED, token_loss
 from pytest_muscle.adapter.progress import Step
 from pytest_muscle.errors import MuscleError
+from pytest_muscle.models.quiet import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -259,18 +258,3 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def _checkpoint(folder: Path, step: int) -> Path:
     return folder / f"checkpoint-{step}"
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the libraries' warnings and log lines out of people's output."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)

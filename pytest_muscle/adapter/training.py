@@ -38,7 +38,6 @@ from pytest_muscle.adapter.trainer import (
     AfterEpoch,
     Lesson,
     last_checkpoint,
-    quiet,
     training_arguments,
 )
 from pytest_muscle.errors import MuscleError
@@ -53,6 +52,7 @@ from pytest_muscle.models.checkpoint import (
     resolve_device,
 )
 from pytest_muscle.models.local.encoding import Encoder, context_length
+from pytest_muscle.models.quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -274,6 +274,7 @@ class _Training:
         trainer = self._train(student, lesson)
         kept = self._kept()
         report = {**about, **self._report(student, lesson, pilots, trainer, kept)}
+        report = json.loads(json.dumps(report, allow_nan=False))
         if self.processes.first:
             self._finish(kept, report)
         self.processes.wait()
