@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from numbers import Real
 
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.golden import GoldenCase, compile_expression
@@ -15,6 +16,9 @@ from pytest_muscle.models import Response
 
 Similarity = Callable[[str, Sequence[tuple[str, Sequence[str]]]], list[float]]
 """``similarity(metric, [(text, references), ...])`` gives the best score of each text in [0, 1]."""
+
+Scorer = Callable[[Sequence[tuple[str, Sequence[str]]]], list[float]]
+"""The same for one metric."""
 
 EXTRACTION_SECONDS = 2.0
 
@@ -188,11 +192,13 @@ def make_similarity(bertscore_model: str = "roberta-large", device: str = "auto"
 
     ``bertscore_model`` is a name that bert-score knows or an encoder's directory.
     """
-    scorers: dict[str, Callable[[Sequence[tuple[str, Sequence[str]]]], list[float]]] = {}
+    scorers: dict[str, Scorer] = {}
 
     def similarity(metric: str, pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
         if metric not in scorers:
-            if metric.startswith("rouge"):
+            if metric == "rougeL":
+                scorers[metric] = _rouge_l()
+            elif metric.startswith("rouge"):
                 scorers[metric] = _rouge(metric)
             elif metric == "bertscore":
                 scorers[metric] = _bertscore(bertscore_model, device)
@@ -203,7 +209,7 @@ def make_similarity(bertscore_model: str = "roberta-large", device: str = "auto"
     return similarity
 
 
-def _rouge(metric: str) -> Callable[[Sequence[tuple[str, Sequence[str]]]], list[float]]:
+def _rouge(metric: str) -> Scorer:
     from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
 
     scorer = RougeScorer([metric])
@@ -214,7 +220,48 @@ def _rouge(metric: str) -> Callable[[Sequence[tuple[str, Sequence[str]]]], list[
     return score
 
 
-def _bertscore(model: str, device: str) -> Callable[[Sequence[tuple[str, Sequence[str]]]], list[float]]:
+def _rouge_l() -> Scorer:
+    # rouge-score fills a table of all pairs of words: hours and gigabytes for a runaway response.
+    from rouge_score.tokenizers import DefaultTokenizer  # type: ignore[import-untyped]
+
+    tokenize = DefaultTokenizer(use_stemmer=False).tokenize
+
+    def one(words: Sequence[str], reference: Sequence[str]) -> float:
+        common = longest_common_subsequence(words, reference)
+        if not common:
+            return 0.0
+        precision, recall = common / len(words), common / len(reference)
+        return 2 * precision * recall / (precision + recall)
+
+    def score(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
+        scores = []
+        for text, references in pairs:
+            words = tokenize(text)
+            scores.append(max(one(words, tokenize(reference)) for reference in references))
+        return scores
+
+    return score
+
+
+def longest_common_subsequence(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return the length of the longest common subsequence of words.
+
+    A row of the usual table is the bits of one whole number, as its values rise by at most 1 from
+    column to column (Hyyrö 2004).
+    """
+    shorter, longer = sorted((one, other), key=len)
+    places: dict[str, int] = {}
+    for i, word in enumerate(shorter):
+        places[word] = places.get(word, 0) | 1 << i
+    full = (1 << len(shorter)) - 1
+    row = full
+    for word in longer:
+        if matches := row & places.get(word, 0):
+            row = (row + matches | row - matches) & full
+    return len(shorter) - row.bit_count()
+
+
+def _bertscore(model: str, device: str) -> Scorer:
     import warnings
 
     with warnings.catch_warnings():
@@ -222,13 +269,27 @@ def _bertscore(model: str, device: str) -> Callable[[Sequence[tuple[str, Sequenc
         scorer = _open_bertscore(model, device)
 
     def score(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            texts = [text for text, _ in pairs]
-            _, _, f1 = scorer.score(texts, [list(references) for _, references in pairs])
-        return [float(value) for value in f1]
+        # An empty text scores 0, but bert-score cannot encode one with the tokenizers of transformers 5.
+        full = {}
+        for i, (text, references) in enumerate(pairs):
+            text, *references = map(_encodable, (text, *references))
+            if text and any(references):
+                full[i] = text, [reference for reference in references if reference]
+        scores = [0.0] * len(pairs)
+        if full:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                _, _, f1 = scorer.score(*map(list, zip(*full.values(), strict=True)))
+            for i, value in zip(full, f1, strict=True):
+                scores[i] = float(value)
+        return scores
 
     return score
+
+
+def _encodable(text: str) -> str:
+    # Tokenizers take UTF-8, which has no lone surrogates.
+    return text.encode("utf-8", "replace").decode().strip()
 
 
 def _open_bertscore(model: str, device: str):  # type: ignore[no-untyped-def]
@@ -253,14 +314,17 @@ def _open_bertscore(model: str, device: str):  # type: ignore[no-untyped-def]
         ) from None
 
 
-def _own_metric(metric: str) -> Callable[[Sequence[tuple[str, Sequence[str]]]], list[float]]:
+def _own_metric(metric: str) -> Scorer:
     from pytest_muscle.models.python import load_callable
 
     function = load_callable(metric)
 
     def one(text: str, reference: str) -> float:
-        value = function(text, reference)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        try:
+            value = function(text, reference)
+        except Exception as error:
+            raise MuscleError(f"metric {metric}: raised {type(error).__name__}: {error}") from error
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             raise MuscleError(f"metric {metric}: must return a finite number, not {value!r}")
         return float(value)
 
