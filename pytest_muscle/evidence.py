@@ -158,7 +158,9 @@ class MeanLoss:
 
     @cached_property
     def interval(self) -> Interval | None:
-        """The bootstrap interval; None for fewer than two regressions."""
+        """The bootstrap interval; None for a single regression, nothing but 0 for none."""
+        if not self.losses:
+            return 0.0, 0.0
         return bootstrap_mean(self.losses) if len(self.losses) > 1 else None
 
     @property
@@ -168,7 +170,7 @@ class MeanLoss:
 
     def p_value(self, limit: float) -> float:
         """From Student's t, taken as normal: the bootstrap has no tails far out."""
-        if self.interval is None:
+        if len(self.losses) < 2:
             return 1.0
         error = self._deviation / math.sqrt(len(self.losses))
         return exceeds(limit, lambda z: self.value - z * error)

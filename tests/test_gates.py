@@ -1,0 +1,345 @@
+"""Gates: three ways to decide, what an undecided one does, and what becomes of the cases."""
+
+import itertools
+
+import numpy as np
+import pytest
+from cases import OTHER, RIGHT, SET, WRONG, result, results, scored
+
+from pytest_muscle.gates import Judge, Ruling, Verdict, decide, plan
+from pytest_muscle.settings import Threshold
+from pytest_muscle.statistics import newcombe, wilson
+
+PAIR = {"both": 222, "lost": 64, "won": 293, "same": 58, "other": 682}
+"""GSM8K, recorded solutions of two models: 64 negative flips in 1,319 cases."""
+KEPT, LOST, WON, FAILED = (
+    result(old, new) for old, new in ((RIGHT, RIGHT), (RIGHT, WRONG), (WRONG, RIGHT), (WRONG, WRONG))
+)
+
+
+def judged(members, *thresholds, accepted=(), **how):
+    planned = plan([each.case for each in members], thresholds, **how)
+    return decide(planned, members, accepted, how.get("pairs", False))
+
+
+def one(members, name, limit, decision="point", **how):
+    (gate,) = judged(members, Threshold(name, limit, decision=decision), **how)
+    return gate
+
+
+# The three decisions
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return results(**PAIR)
+
+
+@pytest.mark.parametrize(
+    ("limit", "decision", "ruling"),
+    [
+        (0.03, "point", "failed"),
+        (0.03, "significant", "failed"),
+        (0.03, "assured", "failed"),
+        (0.045, "point", "failed"),
+        (0.045, "significant", "inconclusive"),
+        (0.045, "assured", "failed"),
+        (0.05, "point", "passed"),
+        (0.05, "significant", "passed"),
+        (0.05, "assured", "inconclusive"),
+        (0.06, "assured", "inconclusive"),
+        (0.07, "assured", "passed"),
+    ],
+)
+def test_the_rulings_on_recorded_solutions(pair, limit, decision, ruling):
+    gate = one(pair, "max_nfr", limit, decision)
+    assert gate.value == pytest.approx(64 / 1319)
+    assert gate.interval == pytest.approx((0.0382, 0.0615), abs=5e-5)
+    assert gate.ruling == ruling
+    assert gate.passed is {"passed": True, "failed": False}.get(ruling)
+
+
+def test_a_budget_met_exactly_is_within():
+    assert one(results(both=98, lost=2), "max_nfr", 0.02).passed
+
+
+def test_each_gate_may_have_a_decision_of_its_own(pair):
+    strict, lenient = judged(
+        pair,
+        Threshold("max_nfr", 0.05, decision="assured"),
+        Threshold("max_nfr_mc", 0.55, decision="significant"),
+    )
+    assert (strict.ruling, lenient.ruling) == ("inconclusive", "inconclusive")
+    assert (strict.inconclusive, lenient.inconclusive) == ("fail", "warn")
+    assert (strict.blocks, lenient.blocks) == (True, False)
+
+
+@pytest.mark.parametrize(("setting", "blocks"), [("fail", True), ("warn", False), ("pass", False)])
+def test_what_an_undecided_gate_does_can_be_set(pair, setting, blocks):
+    assert one(pair, "max_nfr", 0.05, "assured", inconclusive=setting).blocks is blocks
+    assert one(pair, "max_nfr", 0.045, "significant", inconclusive=setting).blocks is blocks
+
+
+def chance_of(ruling, n, rate, budget, decision):
+    """The chance of a ruling by simulation: n cases that flip with this rate."""
+    counts = np.random.default_rng(n).binomial(n, rate, 20_000)
+    found = {
+        k: one([LOST] * k + [KEPT] * (n - k), "max_nfr", budget, decision).ruling
+        for k in set(counts.tolist())
+    }
+    return np.mean([found[k] == ruling for k in counts.tolist()])
+
+
+@pytest.mark.parametrize("n", [20, 50, 200, 1000])
+@pytest.mark.parametrize("budget", [0.005, 0.01, 0.02, 0.05, 0.1])
+def test_at_the_budget_a_significant_gate_fails_in_at_most_5_percent(n, budget):
+    assert chance_of("failed", n, budget, budget, "significant") <= 0.05
+
+
+@pytest.mark.parametrize("n", [50, 200, 1000])
+@pytest.mark.parametrize("budget", [0.01, 0.02, 0.05, 0.1])
+def test_just_over_the_budget_an_assured_gate_passes_in_at_most_5_percent(n, budget):
+    assert chance_of("passed", n, budget * 1.0001, budget, "assured") <= 0.05
+
+
+def test_far_from_the_budget_both_decide():
+    assert chance_of("failed", 500, 0.12, 0.05, "significant") > 0.95
+    assert chance_of("passed", 500, 0.01, 0.05, "assured") > 0.95
+
+
+@pytest.mark.parametrize("n", [50, 200])
+def test_at_the_budget_a_significant_drop_fails_in_at_most_5_percent(n):
+    kinds = [KEPT, LOST, WON, FAILED]
+    tables = np.random.default_rng(n).multinomial(n, (0.5, 0.15, 0.1, 0.25), 800)
+    unique, times = np.unique(tables, axis=0, return_counts=True)
+    failed = 0
+    for table, count in zip(unique.tolist(), times.tolist(), strict=True):
+        members = list(
+            itertools.chain.from_iterable([kind] * k for kind, k in zip(kinds, table, strict=True))
+        )
+        failed += count * (one(members, "max_accuracy_drop", 0.05, "significant").ruling == "failed")
+    assert failed / 800 <= 0.05
+
+
+def test_of_many_slices_at_the_budget_hardly_any_fails():
+    """Uncorrected, one of forty slices would fail in more than half of the runs."""
+    random = np.random.default_rng(11)
+    thresholds = [Threshold("max_nfr", 0.05, slice=f"part={i}", decision="significant") for i in range(40)]
+    failed = single = 0
+    for _ in range(60):
+        members = []
+        for i, lost in enumerate(random.binomial(200, 0.05, 40).tolist()):
+            members += [result(RIGHT, WRONG, tags={"part": str(i)})] * lost
+            members += [result(RIGHT, RIGHT, tags={"part": str(i)})] * (200 - lost)
+        gates = judged(members, *thresholds)
+        assert {gate.tests for gate in gates} == {40}
+        failed += any(gate.ruling == "failed" for gate in gates)
+        single += any(gate.interval[0] > 0.05 for gate in gates)
+    assert failed / 60 <= 0.05
+    assert single / 60 > 0.5
+
+
+# Each budget's figure
+
+
+def test_the_accuracy_drop_has_newcombes_interval():
+    members = results(both=306, lost=209, won=152, same=652)
+    low, high = newcombe(306, 209, 152, 652)
+    gate = one(members, "max_accuracy_drop", 0.02)
+    assert gate.value == pytest.approx(57 / 1319)
+    assert gate.interval == pytest.approx((-high, -low))
+    assert gate.ruling == "failed"
+    assert one(members, "max_accuracy_drop", 0.02, "significant").ruling == "inconclusive"
+    assert one(members, "max_accuracy_drop", 0.01, "significant").ruling == "failed"
+
+
+def test_a_gain_in_accuracy_is_no_drop():
+    gate = one(results(both=100, won=50, same=50), "max_accuracy_drop", 0.0, "assured")
+    assert (gate.value, gate.interval, gate.ruling) == (0.0, (0.0, 0.0), "passed")
+
+
+def test_the_mean_regression_is_that_of_what_got_worse():
+    members = [scored(0.8, 0.8 - loss, f"case-{i}") for i, loss in enumerate([0.1, 0.3, 0.2, 0.2] * 10)]
+    members += [scored(0.5, 0.9, f"more-{i}") for i in range(60)]
+    gate = one(members, "max_mean_regression", 0.15, "significant")
+    assert gate.value == pytest.approx(0.2)
+    assert gate.interval[0] == pytest.approx(0.2 - 2.02 * 0.0716 / 40**0.5, abs=0.004)
+    assert (gate.ruling, gate.cases) == ("failed", 100)
+    assert one(members, "max_mean_regression", 0.25, "assured").ruling == "passed"
+    assert one(members, "max_mean_regression", 0.21, "assured").ruling == "inconclusive"
+
+
+def test_where_nothing_got_worse_the_mean_regression_passes():
+    for decision in ("point", "significant", "assured"):
+        assert one([scored(0.5, 0.5)] * 40, "max_mean_regression", 0.1, decision).passed
+
+
+def test_failed_calls_are_counted_for_their_own_budget_alone():
+    members = results(both=95, lost=2, failed=3)
+    errors, nfr = judged(members, Threshold("max_nfr", 0.05), Threshold("max_error_rate", 0.02))[::-1]
+    assert (errors.name, errors.value, errors.ruling) == ("max_error_rate", 0.03, "failed")
+    assert (nfr.value, nfr.ruling) == (2 / 97, "passed")
+
+
+def test_where_every_call_failed_a_rate_of_flips_is_not_judged():
+    gate = one(results(failed=5), "max_nfr", 0.5)
+    assert gate.ruling is Ruling.UNJUDGED
+    assert "none of 5 cases could be judged" in gate.verdict()
+
+
+def test_a_gate_is_not_judged_on_a_part():
+    members = results(both=10)
+    planned = plan([each.case for each in members], [Threshold("max_nfr", 0.0)])
+    (gate,) = decide(planned, members[:7])
+    assert (gate.ruling, gate.passed, gate.answered, gate.blocks) == ("unjudged", None, 7, False)
+    assert "7 of 10 cases answered" in gate.verdict()
+
+
+def test_accepted_flips_are_left_out():
+    members = results(both=8, lost=2)
+    gate = one(members, "max_nfr", 0.1, accepted={members[-1].case.key})
+    assert (gate.value, gate.accepted, gate.ruling) == (0.1, 1, "passed")
+
+
+# What the sample can say
+
+
+@pytest.mark.parametrize("decision", ["point", "significant", "assured"])
+@pytest.mark.parametrize("name", ["max_nfr", "max_accuracy_drop"])
+@pytest.mark.parametrize("lost", [0, 2, 4, 7, 20])
+def test_no_smaller_change_than_the_reversal_changes_the_ruling(decision, name, lost):
+    def ruling(changes):
+        lose = lost + changes
+        return one([LOST] * lose + [KEPT] * (80 - lose) + [FAILED] * 10, name, 0.04, decision).ruling
+
+    reversal = one([LOST] * lost + [KEPT] * (80 - lost) + [FAILED] * 10, name, 0.04, decision).reversal
+    now = ruling(0)
+    differs = [changes for changes in range(-lost, 25) if ruling(changes) != now]
+    assert abs(reversal) == min(abs(c) for c in differs)
+    assert reversal in differs
+
+
+def test_the_cases_needed_decide_the_gate_where_the_rate_stays():
+    gate = one(results(**PAIR), "max_nfr", 0.06, "assured")
+    assert gate.ruling == "inconclusive"
+    assert wilson(gate.value * gate.needed, gate.needed)[1] < 0.06
+    assert wilson(gate.value * gate.needed / 3, gate.needed / 3)[1] > 0.06
+
+
+def test_a_budget_below_one_case_is_called_zero_tolerance():
+    gate = one(results(both=80), "max_nfr", 0.01)
+    assert gate.is_zero_tolerance
+    assert "zero tolerance: the budget is below one in 80 cases" in gate.details()
+    assert not one(results(both=100), "max_nfr", 0.01).is_zero_tolerance
+    assert not one([scored(0.5, 0.4)] * 3, "max_mean_regression", 0.0).is_zero_tolerance
+
+
+def test_the_text_says_what_was_found_and_what_would_change_it(pair):
+    gate = one(pair, "max_nfr", 0.05, "assured")
+    expected = "nfr 0.0485 (95% interval 0.0382 to 0.0615) is within the budget of 0.05, but may be over it"
+    assert gate.verdict() == expected
+    assert gate.details() == [
+        "2 answers changed for the worse would reverse this",
+        "about 169,133 cases would settle it",
+    ]
+    unsure = one(pair, "max_nfr", 0.045, "significant")
+    assert unsure.verdict().endswith("is over the budget of 0.045, but not surely")
+    assert unsure.details()[0] == f"p = {unsure.p:.2g}"
+
+
+def test_the_correction_is_stated(pair):
+    gates = judged(
+        pair, *(Threshold(name, 0.045, decision="significant") for name in ("max_nfr", "max_nfr_mc"))
+    )
+    assert all("corrected for 2 gates" in gate.details()[0] for gate in gates)
+
+
+def test_json_holds_the_ruling():
+    plain = one(results(both=98, lost=2), "max_nfr", 0.01, "significant").to_dict()
+    assert (plain["passed"], plain["ruling"], plain["decision"]) == (None, "inconclusive", "significant")
+    assert plain["interval"] == pytest.approx(list(wilson(2, 100)))
+
+
+# Cases
+
+
+def outcomes(members, *thresholds, **how):
+    gates = judged(members, *thresholds, **how)
+    judge = Judge(gates, how.get("pairs", False))
+    return [judge.outcome(each) for each in members]
+
+
+def verdicts(members, *thresholds, **how):
+    return [each.verdict for each in outcomes(members, *thresholds, **how)]
+
+
+CASES = [result(RIGHT, RIGHT, "kept"), result(RIGHT, WRONG, "lost"), result(WRONG, OTHER, "drift")]
+
+
+def test_without_a_budget_every_flip_fails():
+    assert verdicts(CASES) == [Verdict.PASSED, Verdict.FAILED, Verdict.FAILED]
+
+
+def test_within_a_budget_its_flips_are_tolerated():
+    assert verdicts(CASES, Threshold("max_nfr_mc", 0.7)) == [
+        Verdict.PASSED,
+        Verdict.TOLERATED,
+        Verdict.TOLERATED,
+    ]
+
+
+def test_over_a_budget_its_flips_fail_and_others_do_not():
+    assert verdicts(CASES, Threshold("max_nfr", 0.2)) == [Verdict.PASSED, Verdict.FAILED, Verdict.TOLERATED]
+
+
+def test_a_budget_for_errors_alone_makes_no_flip_tolerable():
+    assert verdicts(CASES, Threshold("max_error_rate", 0.5)) == [
+        Verdict.PASSED,
+        Verdict.FAILED,
+        Verdict.FAILED,
+    ]
+
+
+def test_an_unjudgeable_case_is_an_error_unless_a_budget_bears_it():
+    members = [*CASES, result(RIGHT, None, "failed")]
+    assert verdicts(members)[-1] is Verdict.ERROR
+    assert verdicts(members, Threshold("max_error_rate", 0.2))[-1] is Verdict.ERROR
+    tolerated = outcomes(members, Threshold("max_error_rate", 0.25))[-1]
+    assert tolerated.verdict is Verdict.TOLERATED
+    assert "it timed out" in tolerated.reason
+
+
+def test_an_undecided_gate_decides_for_its_flips_as_it_is_set():
+    members = results(both=95, lost=5)
+    assert verdicts(members, Threshold("max_nfr", 0.06, decision="assured"))[-1] is Verdict.FAILED
+    assert verdicts(members, Threshold("max_nfr", 0.04, decision="significant"))[-1] is Verdict.TOLERATED
+    strict = verdicts(members, Threshold("max_nfr", 0.04, decision="significant"), inconclusive="fail")
+    assert strict[-1] is Verdict.FAILED
+
+
+def test_a_slice_pays_for_its_own_flips():
+    members = [result(RIGHT, WRONG, lang, tags={"lang": lang}) for lang in ("de", "fr")]
+    found = outcomes(members, Threshold("max_nfr", 1.0), Threshold("max_nfr", 0.0, slice="lang=de"))
+    assert [each.verdict for each in found] == [Verdict.FAILED, Verdict.TOLERATED]
+    assert "max_nfr of lang=de" in found[0].reason
+
+
+def test_a_pair_of_tags_may_have_a_budget():
+    members = [
+        result(RIGHT, WRONG, f"{topic}-{lang}", tags={"topic": topic, "lang": lang})
+        for topic in ("law", "art")
+        for lang in ("de", "fr")
+    ]
+    budget = Threshold("max_nfr", 0.0, slice="lang=de,topic=law")
+    assert verdicts(members, budget, Threshold("max_nfr", 1.0), pairs=True).count(Verdict.FAILED) == 1
+    assert [gate.slice for gate in plan([each.case for each in members], [budget])] == []
+
+
+def test_a_dataset_has_its_own_budget():
+    here, there = result(RIGHT, WRONG, "a"), result(RIGHT, WRONG, "b", dataset="golden/other.jsonl")
+    thresholds = [Threshold("max_nfr", 0.0), Threshold("max_nfr", 1.0, dataset="golden/other.jsonl")]
+    gates = [*plan([here.case], thresholds), *plan([there.case], thresholds)]
+    assert [gate.limit for gate in gates] == [0.0, 1.0]
+    judge = Judge(decide(gates, [here, there]))
+    assert [judge.outcome(each).verdict for each in (here, there)] == [Verdict.FAILED, Verdict.TOLERATED]
+    assert here.case.dataset == SET
