@@ -59,6 +59,7 @@ def embedded_cases(comparison: Comparison) -> str:
         for result in comparison.results:
             record = _case(result, limits[_is_calm(result)])
             decided = comparison.outcomes[result.case.key]
+            record["slices"] = [plain(name, NAME) for name in slices_of(result.case, comparison.slice_pairs)]
             record["dataset"] = datasets[result.case.dataset]
             record["rank"] = ranks[result.case.key]
             record["outcome"] = str(decided.verdict)
@@ -106,7 +107,6 @@ def _case(result: CaseResult, limit: int) -> dict[str, Any]:
     record = {
         "id": plain(case.id, NAME),
         "task": case.task,
-        "slices": [plain(name, NAME) for name in slices_of(case)],
         "flip": str(result.flip or "error"),
         "delta": result.delta,
         "prompt": plain(_request(result), limit),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pytest_muscle.comparison import Comparison
 from pytest_muscle.errors import MuscleError
-from pytest_muscle.gates import Verdict
+from pytest_muscle.gates import Ruling, Verdict
 from pytest_muscle.reports.explain import change
 from pytest_muscle.reports.markdown import render_markdown
 from pytest_muscle.reports.story import worst_first
@@ -23,6 +23,7 @@ _LEVELS = {
     "warning": (Verdict.TOLERATED,),
     "notice": (Verdict.ACCEPTED,),
 }
+_UNDECIDED = {(Ruling.INCONCLUSIVE, "warn"): "warning"}
 
 
 def is_github(environment: Mapping[str, str]) -> bool:
@@ -70,11 +71,10 @@ def commands(comparison: Comparison, root: Path, environment: Mapping[str, str])
 def _of_level(
     comparison: Comparison, level: str, verdicts: tuple[Verdict, ...], root: Path, base: Path
 ) -> Iterator[str]:
-    if level == "error":
-        for gate in comparison.gates:
-            if gate.passed is False:
-                place = {"file": _file(gate.dataset, root, base), "title": f"{gate.title} failed"}
-                yield _command(level, place, f"{one_line(gate.scope)}: {gate.verdict()}")
+    for gate in comparison.gates:
+        if level == ("error" if gate.blocks else _UNDECIDED.get((gate.ruling, gate.inconclusive))):
+            place = {"file": _file(gate.dataset, root, base), "title": f"{gate.title} {gate.ruling}"}
+            yield _command(level, place, f"{one_line(gate.scope)}: {gate.verdict()}")
     for result in worst_first(comparison):
         case, decided = result.case, comparison.outcomes[result.case.key]
         # A flip that no budget is set for is no news here.

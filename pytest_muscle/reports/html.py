@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 from pytest_muscle.comparison import Comparison
 from pytest_muscle.flips import CaseResult, Flip
 from pytest_muscle.history import Run
+from pytest_muscle.metrics import FEW
 from pytest_muscle.reports import plots, story
 from pytest_muscle.reports.cases import FLIPS, NAME, embedded_cases
 from pytest_muscle.reports.explain import change
@@ -60,7 +61,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("pytest_muscle.reports"), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters |= {"plain": plain, "percent": story.percent, "change": change}
+    environment.filters |= {"plain": plain, "percent": story.percent, "ruled": story.ruled, "change": change}
     return environment
 
 
@@ -233,6 +234,20 @@ class Page:
         regressions = (r for r in story.worst_first(self.comparison) if r.flip and r.flip.is_regression)
         return [result for result, _ in zip(regressions, range(_MOST_WORST), strict=False)]
 
+    @cached_property
+    def recipe(self) -> str:
+        """How the adapter was trained."""
+        recipe = self.result["adapter"]["recipe"]
+        if isinstance(recipe, Mapping):
+            return ", ".join(f"{name} {value}" for name, value in recipe.items())
+        return str(recipe or "")
+
+    few = FEW
+
+    def is_small(self, *at: Step) -> bool:
+        """Whether there are too few cases to say much."""
+        return bool(self._value((at, "n")) < FEW)
+
     def nfr_bar(self, *at: Step) -> plots.Bar:
         """The NFR of some metrics as a bar on the axis that all rows share."""
         interval = self._value((at, "intervals", "nfr"))
@@ -246,7 +261,7 @@ class Page:
         for dataset in self.comparison.datasets.values():
             measured += [dataset.metrics, *dataset.slices.values()]
         # A slice of three cases has an interval up to 70%: it may leave the plot, the values may not.
-        widest = [m.intervals["nfr"][1] for m in measured if "nfr" in m.intervals and m.n >= 30]
+        widest = [m.intervals["nfr"][1] for m in measured if "nfr" in m.intervals and not m.is_small]
         return plots.top_of([*(m.nfr for m in measured), *widest])
 
     def said(self, *at: Step) -> str:

@@ -9,7 +9,7 @@ from pytest_muscle.comparison import Comparison
 from pytest_muscle.flips import Flip
 from pytest_muscle.metrics import Metrics
 from pytest_muscle.reports.explain import change
-from pytest_muscle.reports.story import amount, bounds, percent, score, sentences, worst_first
+from pytest_muscle.reports.story import amount, bounds, percent, ruled, score, sentences, worst_first
 from pytest_muscle.reports.text import one_line
 
 _MOST_ROWS = 20
@@ -113,7 +113,6 @@ def _levels(metrics: Metrics) -> tuple[str, str]:
 
 
 def _gates(comparison: Comparison) -> Iterator[str]:
-    words = {True: "✅ within", False: "❌ over", None: "❔ not judged"}
     yield from _table(
         ["Gate", "Value", "95% interval", "Budget", "Verdict"],
         (
@@ -123,7 +122,7 @@ def _gates(comparison: Comparison) -> Iterator[str]:
                 + (f" without {gate.accepted:,} accepted" if gate.accepted else ""),
                 bounds(gate.interval, gate.name),
                 amount(gate.name, gate.limit),
-                words[gate.passed],
+                f"{ruled(gate)}{'<br>'.join(['', *gate.details()])}",
             ]
             for gate in comparison.gates[:_MOST_ROWS]
         ),

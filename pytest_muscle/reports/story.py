@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pytest_muscle.comparison import Comparison
 from pytest_muscle.flips import CaseResult, Flip
-from pytest_muscle.gates import Verdict
+from pytest_muscle.gates import Gate, Ruling, Verdict
 from pytest_muscle.grading import margin
 from pytest_muscle.models import Response
 from pytest_muscle.statistics import Interval
@@ -42,6 +42,12 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def ruled(gate: Gate) -> str:
+    """Write what became of a gate in a word or two, with a mark before it."""
+    words = {Ruling.PASSED: "✓ within", Ruling.FAILED: "✕ over", Ruling.INCONCLUSIVE: "≈ inconclusive"}
+    return words.get(gate.ruling) or f"? {gate.answered:,} of {gate.cases:,} answered"
+
+
 def sentences(comparison: Comparison) -> list[str]:
     """Return what happened, in one minute: what broke, how badly, and what is in the way."""
     metrics = comparison.metrics
@@ -61,9 +67,11 @@ def sentences(comparison: Comparison) -> list[str]:
         )
     if metrics.score_old is not None:
         told.append(f"The mean score went from {score(metrics.score_old)} to {score(metrics.score_new)}.")
-    failed = [gate for gate in comparison.gates if gate.passed is False]
     if comparison.gates:
-        told.append(f"{len(failed)} of {count(len(comparison.gates), 'gate')} failed.")
+        rulings = [gate.ruling for gate in comparison.gates]
+        failed, unsure = rulings.count(Ruling.FAILED), rulings.count(Ruling.INCONCLUSIVE)
+        also = f", {unsure:,} could not be decided" if unsure else ""
+        told.append(f"{failed:,} of {count(len(rulings), 'gate')} failed{also}.")
     verdicts = [each.verdict for each in comparison.outcomes.values()]
     for verdict, words in (
         (Verdict.ACCEPTED, "accepted by name"),

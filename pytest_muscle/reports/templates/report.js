@@ -259,7 +259,8 @@
 
   let waiting = 0;
   fillOptions();
-  form.addEventListener("change", update);
+  // The search field has its own event: one more on leaving it would take the row away under a click.
+  form.addEventListener("change", (event) => { if (event.target !== form.elements.q) update(); });
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => setTimeout(update));
   form.elements.q.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(update, 120); });
