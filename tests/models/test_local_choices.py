@@ -334,6 +334,15 @@ def test_lone_surrogates_are_replaced(tiny_model: Path) -> None:
     assert found["case-0"].loglikelihoods == pytest.approx(found["case-1"].loglikelihoods)
 
 
+def test_prompts_that_were_cut_are_told(tiny_model: Path) -> None:
+    model = open_model(str(tiny_model), ModelOptions(device="cpu"))
+    for _ in model.respond(CASES):
+        assert model.notices == []
+    assert model.notices == [
+        f"{tiny_model}: 1 prompts exceed the model's context of 256 tokens; they lost their beginning"
+    ]
+
+
 def test_duplicate_requests_get_equal_answers(tiny_model: Path) -> None:
     found = answers(tiny_model, [replace(CASES[1], id=str(i)) for i in range(5)])
     for response in found.values():

@@ -37,6 +37,7 @@ class LocalModel:
         from pytest_muscle.models.checkpoint import resolve_checkpoint
 
         self.spec = spec
+        self.notices: list[str] = []
         self._options = options
         self._checkpoint: Checkpoint = resolve_checkpoint(
             spec, allow_pickle=options.allow_pickle, revision=options.revision
@@ -64,6 +65,11 @@ class LocalModel:
             yield from self._choose(choosing)
         if writing:
             yield from self._write(writing)
+        if cut := len(self._load()[1].cut):
+            self.notices.append(
+                f"{self.spec}: {cut:,} prompts exceed the model's context of {self._load()[1].max_length:,} "
+                "tokens; they lost their beginning"
+            )
 
     def close(self) -> None:
         """Free the weights, so that the other model can be loaded."""

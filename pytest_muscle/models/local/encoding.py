@@ -43,7 +43,10 @@ class Prompt:
 
 
 class Encoder:
-    """Turns cases into token ids for one tokenizer, system prompt and context length (in tokens)."""
+    """Turns cases into token ids for one tokenizer, system prompt and context length (in tokens).
+
+    ``cut`` holds the keys of the cases that were too long and lost tokens on the left.
+    """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, max_length: int, system_prompt: str | None
@@ -51,6 +54,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.system_prompt = system_prompt
+        self.cut: set[tuple[str, str]] = set()
         first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         self._first = int(first) if isinstance(first, int) else 0
         self._first_text = str(tokenizer.decode([self._first]))
@@ -66,7 +70,11 @@ class Encoder:
         stripped = context.rstrip()
         spaces, head = context[len(stripped) :], self._encode(stripped) if stripped else []
         tails = [spaces + _valid(case.delimiter + choice) for choice in case.choices]
-        return tuple(self._continuation(stripped, head, tail) for tail in tails)
+        whole = [self._continuation(stripped, head, tail) for tail in tails]
+        room = self.max_length + 1  # The last token is predicted, not read.
+        if any(len(choice.tokens) > room for choice in whole):
+            self.cut.add(case.key)
+        return tuple(Continuation(choice.tokens[-room:], choice.scored) for choice in whole)
 
     def prompt(self, case: GoldenCase) -> Prompt:
         """The tokens to continue, cut on the left so that ``max_new_tokens`` more fit where possible."""
@@ -74,6 +82,8 @@ class Encoder:
         bos = self.tokenizer.bos_token
         ids = self._ids(text, special=not (isinstance(bos, str) and text.startswith(bos))) or [self._first]
         kept = ids[-max(1, self.max_length - case.max_new_tokens) :]
+        if len(kept) < len(ids):
+            self.cut.add(case.key)
         return Prompt(kept, max(1, min(case.max_new_tokens, self.max_length - len(kept))), case.stop)
 
     def text(self, case: GoldenCase) -> str:
@@ -118,7 +128,7 @@ class Encoder:
             raise UnaskableError(f"choice {tail!r} adds no token to the prompt")
         if len(own) > self.max_length:
             raise UnaskableError(f"a choice has {len(own)} tokens, the model's context {self.max_length}")
-        return Continuation(tuple((head + own)[-(self.max_length + 1) :]), len(own))
+        return Continuation(tuple(head + own), len(own))
 
     def _encode(self, text: str) -> list[int]:
         return self._ids(text, special=not text.startswith(self._first_text))
