@@ -6,9 +6,11 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.models import Response
@@ -16,6 +18,7 @@ from pytest_muscle.models import Response
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
+T = TypeVar("T")
 VERSION = 1
 _CHUNK = 500
 
@@ -25,11 +28,12 @@ class Store:
 
     Both keys are digests of content, so one model can never be given another's responses. Each batch
     is one transaction: a killed run keeps every batch that was put. Each row carries a checksum over
-    its keys and its content; a row that does not match is dropped and asked again.
+    its keys and its content; a row that does not match is dropped and asked again. A file that is found
+    damaged is set aside, and a new one begun.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open or create ``folder/responses.sqlite``; a damaged file is set aside, not trusted.
+        """Open or create ``folder/responses.sqlite``.
 
         Raises MuscleError where the folder cannot be written or comes from a newer version.
         """
@@ -40,26 +44,39 @@ class Store:
             ignore = folder / ".gitignore"
             if not ignore.exists():
                 ignore.write_text("*\n")
-            try:
-                self._connection = self._open()
-            except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError):
-                    raise
-                self._set_aside(error)
-                self._connection = self._open()
-        except (OSError, sqlite3.OperationalError) as error:
+            self._connection = self._connect()
+        except (OSError, sqlite3.Error) as error:
             raise MuscleError(
                 f"{self.path}: the store of responses cannot be opened: {error}; "
                 "use --muscle-cache-dir DIR or --muscle-no-cache"
             ) from None
 
+    def _connect(self) -> sqlite3.Connection:
+        try:
+            return self._open()
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise
+            self._set_aside(error)
+            return self._open()
+
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+        try:
+            self._prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self._inode = self.path.stat().st_ino
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        # Bytes that are no UTF-8 any more must reach the checksum, which refuses them.
+        connection.text_factory = lambda value: value.decode("utf-8", "replace")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > VERSION:
-            connection.close()
             raise MuscleError(
                 f"{self.path}: written by a newer pytest-muscle (format {version}, this one reads "
                 f"{VERSION}); upgrade, or use --muscle-cache-dir DIR"
@@ -69,7 +86,6 @@ class Store:
             "PRIMARY KEY (model, request)) WITHOUT ROWID"
         )
         connection.execute(f"PRAGMA user_version={VERSION}")
-        return connection
 
     def _set_aside(self, error: sqlite3.DatabaseError) -> None:
         aside = self.path.with_name(f"damaged-{time.time_ns()}.sqlite")
@@ -77,6 +93,25 @@ class Store:
         for suffix in ("-wal", "-shm"):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
         self.notices.append(f"{self.path}: damaged ({error}); set aside as {aside.name}, starting afresh")
+
+    def _do(self, action: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            try:
+                return action(self._connection)
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise
+                self._connection.close()
+                # Another process may have found the same damage and begun a new file.
+                if self.path.exists() and self.path.stat().st_ino == self._inode:
+                    self._set_aside(error)
+                self._connection = self._connect()
+                return action(self._connection)
+        except (sqlite3.Error, OSError) as error:
+            raise MuscleError(
+                f"{self.path}: the store of responses failed: {error}; free some space or delete the file, "
+                "or use --muscle-cache-dir DIR or --muscle-no-cache"
+            ) from None
 
     def get(self, model: str, requests: Sequence[str]) -> dict[str, Response]:
         """Return the responses held for these request digests."""
@@ -88,7 +123,7 @@ class Store:
             query = (
                 f"SELECT request, response, checksum FROM responses WHERE model = ? AND request IN ({marks})"
             )
-            for request, text, checksum in self._execute(query, (model, *chunk)):
+            for request, text, checksum in self._do(partial(_fetch, query, (model, *chunk))):
                 if checksum == _checksum(model, request, text):
                     held[request] = decode_response(json.loads(text))
                 else:
@@ -97,9 +132,8 @@ class Store:
             self.notices.append(
                 f"{self.path}: {len(damaged)} damaged responses dropped; they are asked again"
             )
-            self._put_rows(
-                "DELETE FROM responses WHERE model = ? AND request = ?", [(model, r) for r in damaged]
-            )
+            statement = "DELETE FROM responses WHERE model = ? AND request = ?"
+            self._do(partial(_change, statement, [(model, request) for request in damaged]))
         return held
 
     def put(self, model: str, responses: Iterable[tuple[str, Response]]) -> None:
@@ -108,29 +142,7 @@ class Store:
         for request, response in responses:
             text = json.dumps(encode_response(response))
             rows.append((model, request, text, _checksum(model, request, text)))
-        self._put_rows("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?)", rows)
-
-    def _put_rows(self, statement: str, rows: Sequence[tuple[str, ...]]) -> None:
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.executemany(statement, rows)
-            self._connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise self._unusable(error) from None
-
-    def _execute(self, query: str, values: tuple[str, ...]) -> list[tuple[str, str, str]]:
-        try:
-            return self._connection.execute(query, values).fetchall()
-        except sqlite3.Error as error:
-            raise self._unusable(error) from None
-
-    def _unusable(self, error: sqlite3.Error) -> MuscleError:
-        return MuscleError(
-            f"{self.path}: the store of responses failed: {error}; free some space or delete the file, "
-            "or use --muscle-cache-dir DIR or --muscle-no-cache"
-        )
+        self._do(partial(_change, "INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?)", rows))
 
     def lock(self, model: str) -> BaseFileLock:
         """Return a lock between processes on asking this model."""
@@ -142,6 +154,27 @@ class Store:
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    # Its subclasses stand for what may pass, such as a full disk or a file that is locked.
+    return type(error) is sqlite3.DatabaseError
+
+
+def _fetch(query: str, values: tuple[str, ...], connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    return connection.execute(query, values).fetchall()
+
+
+def _change(statement: str, rows: Sequence[tuple[str, ...]], connection: sqlite3.Connection) -> None:
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany(statement, rows)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+        raise
 
 
 def encode_response(response: Response) -> dict[str, object]:
