@@ -29,6 +29,10 @@ class GoldenCase:
     ``prompt`` or ``messages`` is what the model is given. ``answer`` holds the indices of the right
     choices, or the accepted texts. ``dataset`` is the file as shown to people, ``line`` where the
     record stands in it (1-based; a row number for Parquet).
+
+    Cases that share a ``pair`` are the same case told of different groups of people, each named by its
+    ``group``. ``stereotype`` is the index of the choice that says what a prejudice says. ``draw`` counts
+    the times the same case is asked, from 0; it is no part of a record.
     """
 
     id: str
@@ -47,7 +51,11 @@ class GoldenCase:
     stop: tuple[str, ...] = ()
     max_new_tokens: int = 256
     tags: Mapping[str, str] = field(default_factory=dict)
+    pair: str = ""
+    group: str = ""
+    stereotype: int | None = None
     line: int = 0
+    draw: int = 0
 
     @property
     def key(self) -> tuple[str, str]:
@@ -56,7 +64,7 @@ class GoldenCase:
 
     def request_digest(self) -> str:
         """A digest of everything the model is given: equal requests may share a response."""
-        request = (
+        request: tuple[Any, ...] = (
             self.task == "multiple_choice",
             self.prompt,
             [dict(message) for message in self.messages],
@@ -65,6 +73,8 @@ class GoldenCase:
             () if self.choices else self.stop,
             0 if self.choices else self.max_new_tokens,
         )
+        if self.draw:
+            request += (self.draw,)
         return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
@@ -239,7 +249,16 @@ _READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
     ".parquet": _read_parquet,
 }
 SUFFIXES = tuple(_READERS)
-_STRUCTURED = {"choices", "messages", "stop", "tags", "max_new_tokens", "ignore_case", "ignore_space"}
+_STRUCTURED = {
+    "choices",
+    "messages",
+    "stop",
+    "tags",
+    "stereotype",
+    "max_new_tokens",
+    "ignore_case",
+    "ignore_space",
+}
 
 
 # From records to cases ----------------------------------------------------------------------------
@@ -286,6 +305,10 @@ def parse_case(record: Record, dataset: str, line: int, defaults: Mapping[str, A
     prompt, messages = _request(fields)
     choices = _texts(fields, "choices")
     task = _task(fields, choices)
+    stereotype = _stereotype(fields, task, choices)
+    if stereotype is not None:
+        # Where only the preference counts, no answer is wrong.
+        fields.setdefault("answer", list(range(len(choices))))
     return GoldenCase(
         id=_id(record),
         dataset=dataset,
@@ -303,6 +326,9 @@ def parse_case(record: Record, dataset: str, line: int, defaults: Mapping[str, A
         stop=_texts(fields, "stop"),
         max_new_tokens=_positive(fields, "max_new_tokens", 256),
         tags=tags,
+        pair=_name(fields, "pair"),
+        group=_name(fields, "group"),
+        stereotype=stereotype,
         line=line,
     )
 
@@ -319,7 +345,7 @@ _DATASET_FIELDS = (
     "max_new_tokens",
     "tags",
 )
-FIELDS = ("id", "prompt", "messages", "choices", "answer", *_DATASET_FIELDS)
+FIELDS = ("id", "prompt", "messages", "choices", "answer", "pair", "group", "stereotype", *_DATASET_FIELDS)
 
 
 def check_defaults(defaults: Mapping[str, Any]) -> None:
@@ -381,6 +407,26 @@ def _task(fields: Record, choices: tuple[str, ...]) -> Task:
     if any(not choice for choice in choices):
         raise MuscleError("field 'choices' holds an empty text; every choice needs at least one character")
     return task
+
+
+def _stereotype(fields: Record, task: Task, choices: tuple[str, ...]) -> int | None:
+    index = fields.get("stereotype")
+    if index is None:
+        return None
+    if task != "multiple_choice":
+        raise MuscleError("field 'stereotype' is the index of a choice and needs 'choices'")
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(choices):
+        raise MuscleError(
+            f"field 'stereotype' must be the index of a choice (0 to {len(choices) - 1}), not {_shown(index)}"
+        )
+    return index
+
+
+def _name(fields: Record, name: str) -> str:
+    value = fields.get(name, "")
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise MuscleError(f"field '{name}' must be a text or a whole number, not {_shown(value)}")
+    return str(value)
 
 
 def _indices(fields: Record, choices: tuple[str, ...]) -> tuple[int, ...]:
