@@ -7,7 +7,7 @@ from difflib import SequenceMatcher
 
 _LINE_BREAKS = {"\n": "\n", "\t": "    "}
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
-_DIFF_WORDS = 400
+_DIFF_WORDS = 200
 
 
 def plain(text: str, limit: int = 2000) -> str:
@@ -23,9 +23,9 @@ def plain(text: str, limit: int = 2000) -> str:
 
 def one_line(text: str, limit: int = 200) -> str:
     """Return the text as :func:`plain` does, on one line."""
-    joined = " ".join(text[: 4 * limit].split())
-    shown = joined.translate(_SPELLING)
-    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+    shown = " ".join(text[: 4 * limit].split()).translate(_SPELLING)
+    is_whole = len(shown) <= limit and len(text) <= 4 * limit
+    return shown if is_whole else shown[: limit - 3] + "..."
 
 
 def _spelt(character: str) -> str:
@@ -53,19 +53,20 @@ _SPELLING = _Spelling()
 def difference(old: str, new: str) -> str:
     """Return the new text with what changed marked word by word: ``[-old-] {+new+}``.
 
-    Only the first 400 words of each are compared; empty when nothing in them is alike.
+    Only the first 200 words of each are compared, as the time grows with their product and more; empty
+    when nothing in them is alike, or everything.
     """
-    before, after = old.split()[:_DIFF_WORDS], new.split()[:_DIFF_WORDS]
-    matcher = SequenceMatcher(None, before, after, autojunk=False)
+    before, after = (text.split(maxsplit=_DIFF_WORDS)[:_DIFF_WORDS] for text in (old, new))
+    operations = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    if len({operation == "equal" for operation, *_ in operations}) < 2:
+        return ""
     pieces = []
-    alike = False
-    for operation, i1, i2, j1, j2 in matcher.get_opcodes():
+    for operation, i1, i2, j1, j2 in operations:
         if operation == "equal":
-            alike = True
             pieces.append(" ".join(before[i1:i2]))
             continue
         if i2 > i1:
             pieces.append(f"[-{' '.join(before[i1:i2])}-]")
         if j2 > j1:
             pieces.append(f"{{+{' '.join(after[j1:j2])}+}}")
-    return plain(" ".join(pieces)) if alike else ""
+    return plain(" ".join(pieces))
