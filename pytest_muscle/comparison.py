@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_muscle.accepted import AcceptedFlips, StaleFlip
@@ -39,6 +40,22 @@ class DatasetMetrics:
     slices: Mapping[str, Metrics]
 
 
+@dataclass(frozen=True, slots=True)
+class TrainedAdapter:
+    """A compatibility adapter and the new model's comparison without it.
+
+    ``after`` is the comparison with it. ``path`` and ``after`` are None where training found no adapter
+    worth keeping; the release is then judged without.
+    """
+
+    path: Path | None
+    recipe: str
+    seconds: float
+    before: Comparison
+    after: Comparison | None = None
+    notes: Sequence[str] = ()
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The selected cases under both models, and the gates.
@@ -58,6 +75,7 @@ class Comparison:
     accepted: AcceptedFlips = field(default_factory=AcceptedFlips)
     stale: Sequence[StaleFlip] = ()
     slice_pairs: bool = False
+    adapter: TrainedAdapter | None = None
 
     @cached_property
     def metrics(self) -> Metrics:
@@ -111,6 +129,13 @@ class Comparison:
             gate.blocks for gate in self.gates
         )
 
+    @property
+    def is_over_budget(self) -> bool:
+        """Whether a gate blocks the release or, where there are no gates, a flip fails."""
+        if self.gates:
+            return any(gate.blocks for gate in self.gates)
+        return any(each.verdict is Verdict.FAILED for each in self.outcomes.values())
+
     def result(self, case: GoldenCase) -> CaseResult:
         """Return the result of a selected case."""
         return self._by_key[case.key]
@@ -146,8 +171,20 @@ class Comparison:
                 for name, dataset in self.datasets.items()
             },
             "gates": [gate.to_dict() for gate in self.gates],
-            "adapter": None,
+            "adapter": self._adapter(),
             "cases": [self._case(result) for result in self.results],
+        }
+
+    def _adapter(self) -> dict[str, Any] | None:
+        if self.adapter is None:
+            return None
+        return {
+            "path": str(self.adapter.path) if self.adapter.path else None,
+            "recipe": self.adapter.recipe,
+            "seconds": self.adapter.seconds,
+            "before": self.adapter.before.metrics.to_dict(),
+            "after": self.adapter.after.metrics.to_dict() if self.adapter.after else None,
+            "notes": list(self.adapter.notes),
         }
 
     def _repr_html_(self) -> str:

@@ -13,7 +13,7 @@ from pytest_muscle.errors import MuscleError
 from pytest_muscle.settings import OPTIONS, Settings, load_settings
 
 if TYPE_CHECKING:
-    from pytest_muscle.comparison import Comparison
+    from pytest_muscle.comparison import Comparison, TrainedAdapter
     from pytest_muscle.flips import CaseResult, Flip
     from pytest_muscle.gates import Gate, Outcome
     from pytest_muscle.golden import GoldenCase
@@ -74,7 +74,8 @@ class MusclePlugin:
         worker = getattr(config, "workerinput", None)
         self.is_worker = worker is not None
         self.is_bare = worker["muscle_bare"] if worker else config.args_source.name != "ARGS"
-        self.session: Session = Session(settings, worker["testrunuid"] if worker else "", self._progress)
+        run_id = worker["testrunuid"] if worker else ""
+        self.session: Session = Session(settings, run_id, self._progress, self._training)
         self.shown: Comparison | None = None
 
     # Collection
@@ -115,7 +116,7 @@ class MusclePlugin:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Note which cases are left: no other is ever sent to a model."""
         names = [getattr(item, "fixturenames", ()) for item in session.items]
-        if any("comparison" in each for each in names):
+        if any("comparison" in each or "compatibility_adapter" in each for each in names):
             return
         keys = {item.case.key for item in session.items if isinstance(item, CaseItem)}
         for item, fixtures in zip(session.items, names, strict=True):
@@ -147,11 +148,27 @@ class MusclePlugin:
             pytest.fail(str(error), pytrace=False)
         return self.shown
 
+    def adapter(self, session: pytest.Session) -> TrainedAdapter | None:
+        """Return the compatibility adapter, trained now if a gate is exceeded; None where none is needed."""
+        comparison = self.comparison(session)
+        if comparison.adapter is None and comparison.is_over_budget:
+            try:
+                comparison = self.session.mended
+            except MuscleError as error:
+                pytest.fail(str(error), pytrace=False)
+        return comparison.adapter
+
     def _progress(self, title: str, total: int) -> Any:
         from pytest_muscle.reports.progress import show_progress
 
         quiet = self.is_worker or self.config.get_verbosity() < 0
         return show_progress(title, total, self.config.pluginmanager.getplugin("capturemanager"), quiet)
+
+    def _training(self) -> Any:
+        from pytest_muscle.reports.progress import show_training
+
+        quiet = self.is_worker or self.config.get_verbosity() < 0
+        return show_training(self.config.pluginmanager.getplugin("capturemanager"), quiet)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> Any:
@@ -238,7 +255,7 @@ _WORDS = {
 _UNREADABLE = pytest.StashKey[set[Path]]()
 
 
-class Regression(Exception):
+class RegressionError(Exception):
     """A flip or a gate that fails; its text is the whole story, its first line the headline."""
 
 
@@ -272,7 +289,7 @@ class _MuscleItem(pytest.Item):
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         if isinstance(excinfo.value, pytest.xfail.Exception) and not self.config.option.runxfail:
             return str(excinfo.value)
-        if not isinstance(excinfo.value, Regression):
+        if not isinstance(excinfo.value, RegressionError):
             return super().repr_failure(excinfo, style)
         shown = excinfo.getrepr(style="value")
         if shown.reprcrash is not None:
@@ -305,7 +322,7 @@ class CaseItem(_MuscleItem):
         if verdict == "failed":
             from pytest_muscle.reports.explain import explain
 
-            raise Regression(_logged(explain(self.result, self.outcome)))
+            raise RegressionError(_logged(explain(self.result, self.outcome)))
         if verdict in ("tolerated", "accepted"):
             raise pytest.xfail.Exception(self.outcome.reason)
 
@@ -338,7 +355,7 @@ class GateItem(_MuscleItem):
         if gate.ruling == "unjudged":
             pytest.skip(gate.verdict())
         if gate.blocks:
-            raise Regression(told)
+            raise RegressionError(told)
         if gate.ruling == "inconclusive" and gate.inconclusive == "warn":
             raise pytest.xfail.Exception(f"inconclusive: {gate.verdict()}")
 
@@ -366,7 +383,7 @@ class AcceptedItem(_MuscleItem):
         if problems:
             from pytest_muscle.reports.text import plain
 
-            raise Regression(_logged(plain("\n".join(problems))))
+            raise RegressionError(_logged(plain("\n".join(problems))))
 
     def reportinfo(self) -> tuple[Path, None, str]:
         """Point at the dataset."""
@@ -439,3 +456,12 @@ def flip(request: pytest.FixtureRequest, golden_case: GoldenCase) -> Flip:
 def comparison(request: pytest.FixtureRequest) -> Comparison:
     """Both models on all golden cases: ``metrics``, ``datasets``, ``gates``, ``results``, ``to_frame()``."""
     return _active(request).comparison(request.session)
+
+
+@pytest.fixture(scope="session")
+def compatibility_adapter(request: pytest.FixtureRequest) -> TrainedAdapter | None:
+    """The adapter that brings the release within its budgets: ``path``, ``before``, ``after``, ``recipe``.
+
+    None, and nothing is trained, where no gate is exceeded.
+    """
+    return _active(request).adapter(request.session)

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from pytest_muscle.accepted import AcceptedFlips, StaleFlip, read_accepted
-from pytest_muscle.comparison import Comparison, ModelIdentity
+from pytest_muscle.comparison import Comparison, ModelIdentity, TrainedAdapter
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.evaluation import Key, Progress, ask, held, silent
 from pytest_muscle.flips import CaseResult, judge
 from pytest_muscle.gates import Gate, plan
 from pytest_muscle.golden import GoldenCase, read_golden
 from pytest_muscle.grading import grade, make_similarity
+from pytest_muscle.mending import Training, TrainingProgress, silent_training, train_adapter
 from pytest_muscle.models import Model, ModelOptions, Response, open_model
 from pytest_muscle.settings import ACCEPTED, ModelSpec, Settings, load_settings
 from pytest_muscle.store import Store
@@ -33,12 +34,20 @@ class Session:
     when ``comparison`` is first looked at. ``run_id`` is the same in all processes of one run.
     """
 
-    def __init__(self, settings: Settings, run_id: str = "", progress: Progress = silent) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        run_id: str = "",
+        progress: Progress = silent,
+        training_progress: TrainingProgress = silent_training,
+    ) -> None:
         self.settings = settings
         self.run_id = run_id or uuid.uuid4().hex
         self.progress = progress
+        self.training_progress = training_progress
         self.selected: AbstractSet[Key] | None = None
         self._datasets: dict[Path, list[GoldenCase]] = {}
+        self._trained: Training | None = None
 
     def cases(self, path: Path) -> list[GoldenCase]:
         """Return the cases of one golden dataset; raises MuscleError where it cannot be read."""
@@ -65,7 +74,11 @@ class Session:
     def describe(self) -> dict[str, Any]:
         """Return what another process needs to make the same comparison from the store."""
         selected = None if self.selected is None else [list(key) for key in self.selected]
-        return {"datasets": [str(path) for path in self._datasets], "selected": selected}
+        return {
+            "datasets": [str(path) for path in self._datasets],
+            "selected": selected,
+            "trained": self._trained and self._trained.describe(),
+        }
 
     def resume(self, described: Mapping[str, Any]) -> None:
         """Take over what another process's session describes."""
@@ -73,20 +86,65 @@ class Session:
             self.cases(Path(path))
         if described["selected"] is not None:
             self.select({(dataset, case_id) for dataset, case_id in described["selected"]})
+        if described["trained"] is not None:
+            self._trained = Training.resume(described["trained"])
 
     @cached_property
     def comparison(self) -> Comparison:
-        """Ask both models for every selected case, and compare."""
-        return self._compare(asking=True)
+        """Ask both models for every selected case, and compare; train an adapter if that is asked for."""
+        mode = self.settings.adapter
+        if mode == "always" or (mode == "auto" and self.plain.is_over_budget):
+            return self.mended
+        return self.plain
+
+    @cached_property
+    def plain(self) -> Comparison:
+        """Compare the models as they are."""
+        return self._compare(*self.models, asking=True)
+
+    @cached_property
+    def mended(self) -> Comparison:
+        """Compare the old model and the new one with its compatibility adapter, which is trained now.
+
+        Raises MuscleError where the models or the training records do not allow that.
+        """
+        self._trained = self._train()
+        return self._with_adapter(self.plain, self._trained, asking=True)
 
     def from_store(self) -> Comparison:
         """Compare by what is at hand, asking no model anything."""
-        return self._compare(asking=False)
+        plain = self._compare(*self.models, asking=False)
+        return self._with_adapter(plain, self._trained, asking=False) if self._trained else plain
+
+    def _train(self) -> Training:
+        settings, (old, new) = self.settings, self.models
+        if settings.train is None:
+            raise MuscleError("a compatibility adapter needs training records: add --muscle-train=PATH")
+        folder = settings.cache_dir or settings.root / ".pytest-muscle"
+        with self._store.lock("compatibility adapter"), self.training_progress() as progress:
+            return train_adapter(settings, old, new, self._everything, folder / "adapters", progress)
+
+    def _with_adapter(self, plain: Comparison, trained: Training, asking: bool) -> Comparison:
+        adapter = TrainedAdapter(trained.path, trained.recipe, trained.seconds, plain, None, trained.notes)
+        if trained.path is None:
+            return replace(plain, adapter=adapter)
+        old, _ = self.models
+        spec = ModelSpec(f"{self.settings.new.name} + adapter", str(trained.path), self.settings.new.options)
+        mended = self._compare(old, self._open(spec, "new"), asking, spec.name)
+        if asking:
+            trained.record(plain.metrics, mended.metrics)
+        return replace(mended, adapter=replace(adapter, after=mended))
 
     @cached_property
     def models(self) -> tuple[Model, Model]:
         """The old and the new model, opened but not loaded."""
         return self._open(self.settings.old, "old"), self._open(self.settings.new, "new")
+
+    @property
+    def _everything(self) -> list[GoldenCase]:
+        for path in self.settings.golden:
+            self.cases(path)
+        return [case for cases in self._datasets.values() for case in cases]
 
     def _open(self, model: ModelSpec, side: str) -> Model:
         settings = self.settings
@@ -96,19 +154,18 @@ class Session:
         except MuscleError as error:
             raise MuscleError(f"the {side} model: {error}") from None
 
-    def _compare(self, asking: bool) -> Comparison:
-        for path in self.settings.golden:
-            self.cases(path)
-        everything = [case for cases in self._datasets.values() for case in cases]
-        selected = everything
+    def _compare(self, old: Model, new: Model, asking: bool, new_name: str = "") -> Comparison:
+        everything = selected = self._everything
         if self.selected is not None:
             selected = [case for case in everything if case.key in self.selected]
-        sides = [self._responses(model, everything, selected, asking) for model in self.models]
+        sides = [
+            self._responses(model, title, everything, selected, asking)
+            for model, title in ((old, "old model"), (new, new_name or "new model"))
+        ]
         results, beside = self._judge(everything, selected, *sides)
-        old, new = self.models
         compared = Comparison(
             old=ModelIdentity(self.settings.old.name, old.fingerprint),
-            new=ModelIdentity(self.settings.new.name, new.fingerprint),
+            new=ModelIdentity(new_name or self.settings.new.name, new.fingerprint),
             results=results,
             beside=beside,
             planned=[gate for path in self._datasets for gate in self.gates(path)],
@@ -136,12 +193,16 @@ class Session:
         return replace(compared, accepted=accepted, stale=stale, notices=notices)
 
     def _responses(
-        self, model: Model, everything: Sequence[GoldenCase], selected: Sequence[GoldenCase], asking: bool
+        self,
+        model: Model,
+        title: str,
+        everything: Sequence[GoldenCase],
+        selected: Sequence[GoldenCase],
+        asking: bool,
     ) -> Mapping[Key, Response]:
         found = held(model, everything, self._store)
         if asking and not model.stored:
-            side = "old" if model is self.models[0] else "new"
-            found.update(ask(model, selected, self._store, self.progress, f"{side} model"))
+            found.update(ask(model, selected, self._store, self.progress, title))
         return found
 
     def _judge(

@@ -21,6 +21,7 @@ THRESHOLDS = (
     "max_error_rate",
 )
 Decision = Literal["point", "significant", "assured"]
+AdapterMode = Literal["off", "auto", "always"]
 Inconclusive = Literal["fail", "warn", "pass"]
 
 
@@ -61,6 +62,11 @@ class Settings:
     old: ModelSpec
     new: ModelSpec
     golden: tuple[Path, ...] = ()
+    adapter: AdapterMode = "off"
+    train: Path | None = None
+    adapter_output: Path | None = None
+    allow_overlap: bool = False
+    training: Mapping[str, Any] = field(default_factory=dict)
     json: Path | None = None
     report: Path | None = None
     markdown: Path | None = None
@@ -167,6 +173,15 @@ OPTIONS = (
     Option("old", _text, "the old model, whose users are to keep what works", "SPEC"),
     Option("new", _text, "the new model, the release to be judged", "SPEC"),
     Option("golden", _texts, "a golden dataset; may be repeated and hold wildcards", repeatable=True),
+    Option(
+        "adapter",
+        _one_of(*get_args(AdapterMode)),
+        "train a compatibility adapter: off (default), auto (when a gate is exceeded) or always",
+        "WHEN",
+    ),
+    Option("train", _text, "training records for the adapter, in the golden format"),
+    Option("adapter_output", _text, "where the adapter is written (default: in the cache folder)", "DIR"),
+    Option("allow_overlap", _flag, "let training records repeat golden cases", None),
     Option("json", _text, "write the result as JSON"),
     Option("report", _text, "write a report for people, one HTML file"),
     Option("markdown", _text, "write a summary in Markdown"),
@@ -193,7 +208,7 @@ _PYPROJECT_ONLY: dict[str, Callable[[Any], Any]] = {
     "bertscore_model": _text,
     "strict_accepted": _flag,
 }
-_TABLES = ("thresholds", "datasets", "models")
+_TABLES = ("thresholds", "datasets", "models", "training")
 
 
 # Reading it ---------------------------------------------------------------------------------------
@@ -280,9 +295,16 @@ class _Loader:
         for key in ("old", "new"):
             name = values[key]
             values[key] = models.get(name) or ModelSpec(name, absolute_spec(name, self._folder(sources[key])))
-        for key in ("json", "record", "report", "markdown", "history"):
+        for key in ("json", "record", "report", "markdown", "history", "train", "adapter_output"):
             if key in values:
                 values[key] = self._folder(sources[key]) / values[key]
+        if "train" in values and not values["train"].is_file():
+            raise MuscleError(f"training records {values['train']}: no such file")
+        if values.get("adapter", "off") != "off" and "train" not in values:
+            raise MuscleError(
+                f"adapter = {values['adapter']} needs training records: add --muscle-train=PATH "
+                f"or 'train' in [{TABLE}] of {self.file}"
+            )
         values["golden"] = tuple(self._golden(values.get("golden", ()), sources.get("golden", "")))
         values["cache_dir"] = self._cache_dir(values, sources)
         return Settings(
@@ -290,6 +312,7 @@ class _Loader:
             sources=sources,
             thresholds=tuple(self._thresholds(self._subtable(self.table, "thresholds", TABLE))),
             datasets=self._datasets(),
+            training=self._training(),
             **values,
         )
 
@@ -359,6 +382,17 @@ class _Loader:
             except MuscleError as error:
                 raise MuscleError(f"[{place}] in {self.file}: {error}") from None
         return dict(datasets)
+
+    def _training(self) -> Mapping[str, Any]:
+        table = self._subtable(self.table, "training", TABLE)
+        if table:
+            from pytest_muscle.adapter.config import CompatibilityConfig
+
+            try:
+                CompatibilityConfig.from_table(table)
+            except MuscleError as error:
+                raise MuscleError(f"[{TABLE}.training] in {self.file}: {error}") from None
+        return table
 
     def _models(self) -> dict[str, ModelSpec]:
         from pytest_muscle.models import absolute_spec

@@ -193,14 +193,14 @@ class CompatibilityConfig(TrainingConfig):
         for key in table:
             if key not in known:
                 raise MuscleError(f"unknown key '{key}'{did_you_mean(key, known)}")
-        preset = cls.preset(table.get("preset", "default"))
+        name = table.get("preset", "default")
         changes = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items() if k in known[4:]}
         if recipe := {key: table[key] for key in recipe_keys if key in table}:
             if "recipe" in table:
                 raise MuscleError(f"'{next(iter(recipe))}' does not go with 'recipe'")
-            base = preset.recipe if isinstance(preset.recipe, Recipe) else Recipe()
-            changes["recipe"] = replace(base, **recipe)
-        return replace(preset, **changes)
+            base = cls.preset(name).recipe
+            changes["recipe"] = replace(base if isinstance(base, Recipe) else Recipe(), **recipe)
+        return cls.preset(name, **changes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_muscle.adapter.progress import Event, Step
+    from pytest_muscle.adapter.selection import Validation
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -82,3 +86,60 @@ def _lines(title: str, total: int) -> Iterator[Callable[[int], None]]:
     yield advance
     seconds = time.monotonic() - start
     print(f"{title}: {done} cases in {seconds:.1f} s", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def show_training(capture: Any, quiet: bool) -> Iterator[Callable[[Event], None]]:
+    """Show a training's stages, loss, share of masked tokens, validation and time left."""
+    if quiet:
+        yield lambda event: None
+        return
+    with capture.global_and_fixture_disabled() if capture else nullcontext():
+        print("\ncompatibility adapter", file=sys.stderr, flush=True)
+        yield _TrainingLines(sys.stderr.isatty()).show
+
+
+class _TrainingLines:
+    """Prints each event on a line; in a terminal the step's line is written over."""
+
+    def __init__(self, in_place: bool) -> None:
+        self._in_place = in_place
+        self._shown = 0.0
+
+    def show(self, event: Event) -> None:
+        from pytest_muscle.adapter.progress import Note, Stage, Step, Validated
+
+        if isinstance(event, Step):
+            self._step(event)
+        elif isinstance(event, Validated):
+            self._line(f"{event.recipe}: {_validation(event.validation)}")
+        elif isinstance(event, Stage | Note):
+            self._line(event.text)
+
+    def _step(self, event: Step) -> None:
+        last = event.step == event.steps
+        interval = 0.2 if self._in_place else _SECONDS_BETWEEN_LINES
+        if time.monotonic() - self._shown < interval and not last:
+            return
+        self._shown = time.monotonic()
+        text = (
+            f"  step {event.step}/{event.steps}  loss {event.loss:.4f}  "
+            f"from old {100 * event.from_old:.0f}%  {event.seconds_left:.0f} s left"
+        )
+        if self._in_place:
+            print(f"\r\x1b[K{text}", end="\n" if last else "", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def _line(self, text: str) -> None:
+        start = "\r\x1b[K" if self._in_place else ""
+        print(f"{start}  {text}", file=sys.stderr, flush=True)
+
+
+def _validation(validation: Validation) -> str:
+    figures = [f"epoch {validation.epoch}" if validation.epoch else "before training"]
+    if validation.accuracy is not None:
+        figures.append(f"validation accuracy {validation.accuracy:.4f}")
+    if validation.nfr is not None:
+        figures.append(f"NFR {validation.nfr:.4f}")
+    return ", ".join(figures)
