@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pytest_muscle.comparison import Comparison
+from pytest_muscle.comparison import Comparison, TrainedAdapter
 from pytest_muscle.flips import Flip
 from pytest_muscle.gates import Gate, Ruling, Verdict
 from pytest_muscle.metrics import FEW, Metrics
@@ -66,6 +66,8 @@ def _parts(comparison: Comparison) -> Iterator[RenderableType]:
         yield _table_of_slices(slices)
     if regressions := _regressions(comparison):
         yield "\n".join(["worst regressions", *regressions, ""])
+    if comparison.adapter is not None:
+        yield from _adapter(comparison.adapter)
     yield _outcomes(comparison)
     for notice in comparison.notices:
         yield f"note: {one_line(notice, 400)}"
@@ -215,6 +217,37 @@ def _regressions(comparison: Comparison) -> list[str]:
         f"  {one_line(r.case.dataset, 60)}::{one_line(r.case.id, 60)}  {change(r)}"
         for r in worst[:_MOST_REGRESSIONS]
     ]
+
+
+def _adapter(adapter: TrainedAdapter) -> Iterator[RenderableType]:
+    made = f"{one_line(adapter.recipe)}; trained in {adapter.seconds:.0f} s"
+    if adapter.path is None or adapter.after is None:
+        yield f"compatibility adapter: none was worth keeping ({made}); judged without\n"
+        return
+    yield f"compatibility adapter  {one_line(str(adapter.path), 400)}\n({made})"
+    sides = (adapter.before, adapter.after)
+    before, after = (side.metrics for side in sides)
+    table = _table("", "new", "new + adapter")
+    for name, rate in (("accuracy", "accuracy_new"), ("NFR", "nfr"), ("NFR_mc", "nfr_mc"), ("PFR", "pfr")):
+        if getattr(before, rate) is not None:
+            table.add_row(name, _rate(getattr(before, rate)), _rate(getattr(after, rate)))
+    if before.score_new is not None and after.score_new is not None:
+        table.add_row("score", f"{before.score_new:.3f}", f"{after.score_new:.3f}")
+    table.add_row("gates failed", *(f"{sum(gate.blocks for gate in s.gates)} of {len(s.gates)}" for s in sides))
+    yield table
+    yield f"{_advice(adapter.before, adapter.after)}\n"
+
+
+def _advice(before: Comparison, after: Comparison) -> str:
+    worse = (after.metrics.accuracy_new or 0.0) < (before.metrics.accuracy_new or 0.0)
+    price = ", at some loss of accuracy" if worse else ""
+    if before.passed:
+        return f"The release passes without the adapter{'; with it it does too' if after.passed else ''}."
+    if after.passed:
+        return f"The release passes with the adapter and not without it{price}."
+    if (after.metrics.nfr or 0.0) < (before.metrics.nfr or 0.0):
+        return f"The adapter breaks fewer answers but does not bring the release within its budgets{price}."
+    return "The adapter does not help: do not ship it."
 
 
 def _outcomes(comparison: Comparison) -> str:
