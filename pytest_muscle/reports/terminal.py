@@ -233,7 +233,7 @@ def _adapter(adapter: TrainedAdapter) -> Iterator[RenderableType]:
             table.add_row(name, _rate(getattr(before, rate)), _rate(getattr(after, rate)))
     if before.score_new is not None and after.score_new is not None:
         table.add_row("score", f"{before.score_new:.3f}", f"{after.score_new:.3f}")
-    table.add_row("gates failed", *(f"{sum(gate.blocks for gate in s.gates)} of {len(s.gates)}" for s in sides))
+    table.add_row("gates failed", *(f"{sum(g.blocks for g in side.gates)} of {len(side.gates)}" for side in sides))
     yield table
     yield f"{_advice(adapter.before, adapter.after)}\n"
 
