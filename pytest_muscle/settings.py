@@ -228,11 +228,13 @@ def read_table(file: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        table = tomllib.loads(content.decode("utf-8")).get("tool", {}).get("pytest-muscle", {})
+        table: Any = tomllib.loads(content.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MuscleError(f"{file}: not valid TOML: {error}") from None
-    if not isinstance(table, dict):
-        raise MuscleError(f"{file}: '{TABLE}' must be a table")
+    for name in TABLE.split("."):
+        table = table.get(name, {})
+        if not isinstance(table, dict):
+            raise MuscleError(f"{file}: '{name}' of [{TABLE}] must be a table, not {table!r}")
     return table
 
 
@@ -251,11 +253,12 @@ def load_settings(
     """
     file = file or root / "pyproject.toml"
     in_project = table is None
+    origin = str(file) if in_project else "the arguments"
     table = read_table(file) if table is None else table
     given = {key: value for key, value in given.items() if value not in (None, False, [])}
     if not ({"old", "new"} & (given.keys() | table.keys())):
         return None
-    settings = _Loader(root, cwd, file, table, given).load()
+    settings = _Loader(root, cwd, file, origin, table, given).load()
     return replace(settings, accepted=root / ACCEPTED) if in_project else settings
 
 
@@ -264,6 +267,7 @@ class _Loader:
     root: Path
     cwd: Path
     file: Path
+    origin: str
     table: Mapping[str, Any]
     given: Mapping[str, Any]
 
@@ -289,7 +293,7 @@ class _Loader:
             if missing not in values:
                 raise MuscleError(
                     f"the {other} model is given, the {missing} one is not: add --muscle-{missing}=SPEC "
-                    f"or '{missing}' in [{TABLE}] of {self.file}"
+                    f"or '{missing}' in [{TABLE}] of {self.origin}"
                 )
         models = self._models()
         for key in ("old", "new"):
@@ -303,7 +307,7 @@ class _Loader:
         if values.get("adapter", "off") != "off" and "train" not in values:
             raise MuscleError(
                 f"adapter = {values['adapter']} needs training records: add --muscle-train=PATH "
-                f"or 'train' in [{TABLE}] of {self.file}"
+                f"or 'train' in [{TABLE}] of {self.origin}"
             )
         values["golden"] = tuple(self._golden(values.get("golden", ()), sources.get("golden", "")))
         values["cache_dir"] = self._cache_dir(values, sources)
@@ -327,8 +331,9 @@ class _Loader:
 
     def _golden(self, patterns: Sequence[str], source: str) -> Iterator[Path]:
         seen = set()
+        named = source if source.startswith("--") else f"'golden' in [{TABLE}] of {self.origin}"
         for pattern in patterns:
-            for path in _matches(self._folder(source), pattern):
+            for path in _matches(self._folder(source), pattern, named):
                 if path not in seen:
                     seen.add(path)
                     yield path
@@ -343,7 +348,9 @@ class _Loader:
         if slice_name:
             place += f'.slices."{slice_name}"'
             if not all(slice_name.partition("=")):
-                raise MuscleError(f'[{place}] in {self.file}: a slice is named tag=value, such as "lang=de"')
+                raise MuscleError(
+                    f'[{place}] in {self.origin}: a slice is named tag=value, such as "lang=de"'
+                )
         self._check_keys(table, (*THRESHOLDS, *tables), place)
         for name in THRESHOLDS:
             if name in table:
@@ -363,11 +370,11 @@ class _Loader:
             place = f"{place}.{name}"
             self._check_keys(full, ("limit", "decision"), place)
             if "limit" not in full:
-                raise MuscleError(f"key 'limit' is missing in [{place}] of {self.file}; it is the budget")
+                raise MuscleError(f"key 'limit' is missing in [{place}] of {self.origin}; it is the budget")
         named = f"'limit' in [{place}]" if full is value else f"'{name}' in [{place}]"
-        limit = self._parsed(_fraction, full["limit"], f"{named} of {self.file}")
+        limit = self._parsed(_fraction, full["limit"], f"{named} of {self.origin}")
         decision = full.get("decision", self.table.get("decision", "point"))
-        self._parsed(_decision, decision, f"'decision' in [{place}] of {self.file}")
+        self._parsed(_decision, decision, f"'decision' in [{place}] of {self.origin}")
         return Threshold(name, limit, dataset, slice_name, decision)
 
     def _datasets(self) -> dict[str, dict[str, Any]]:
@@ -380,7 +387,7 @@ class _Loader:
             try:
                 check_defaults(defaults)
             except MuscleError as error:
-                raise MuscleError(f"[{place}] in {self.file}: {error}") from None
+                raise MuscleError(f"[{place}] in {self.origin}: {error}") from None
         return dict(datasets)
 
     def _training(self) -> Mapping[str, Any]:
@@ -391,7 +398,7 @@ class _Loader:
             try:
                 CompatibilityConfig.from_table(table)
             except MuscleError as error:
-                raise MuscleError(f"[{TABLE}.training] in {self.file}: {error}") from None
+                raise MuscleError(f"[{TABLE}.training] in {self.origin}: {error}") from None
         return table
 
     def _models(self) -> dict[str, ModelSpec]:
@@ -402,17 +409,17 @@ class _Loader:
             place = f"{TABLE}.models.{name}"
             self._check_table(table, place)
             if "spec" not in table:
-                raise MuscleError(f"key 'spec' is missing in [{place}] of {self.file}; it names the model")
+                raise MuscleError(f"key 'spec' is missing in [{place}] of {self.origin}; it names the model")
             self._check_keys(table, ("spec", *MODEL_OPTIONS), place)
             for key, parse in {"spec": _text, **MODEL_OPTIONS}.items():
                 if key in table:
-                    self._parsed(parse, table[key], f"'{key}' in [{place}] of {self.file}")
+                    self._parsed(parse, table[key], f"'{key}' in [{place}] of {self.origin}")
             options = {key: value for key, value in table.items() if key != "spec"}
             models[name] = ModelSpec(name, absolute_spec(table["spec"], self.file.parent), options)
         return models
 
     def _from_table(self, key: str, parse: Callable[[Any], Any]) -> Any:
-        return self._parsed(parse, self.table[key], f"'{key}' in [{TABLE}] of {self.file}")
+        return self._parsed(parse, self.table[key], f"'{key}' in [{TABLE}] of {self.origin}")
 
     def _parsed(self, parse: Callable[[Any], Any], value: Any, place: str) -> Any:
         try:
@@ -427,13 +434,13 @@ class _Loader:
 
     def _check_table(self, value: Any, place: str) -> None:
         if not isinstance(value, dict):
-            raise MuscleError(f"[{place}] in {self.file} must be a table, not {value!r}")
+            raise MuscleError(f"[{place}] in {self.origin} must be a table, not {value!r}")
 
     def _check_keys(self, table: Mapping[str, Any], known: Sequence[str], place: str) -> None:
         for key in table:
             if key not in known:
                 hint = did_you_mean(key, known) or f"; the keys are {', '.join(known)}"
-                raise MuscleError(f"unknown key '{key}' in [{place}] of {self.file}{hint}")
+                raise MuscleError(f"unknown key '{key}' in [{place}] of {self.origin}{hint}")
 
 
 MODEL_OPTIONS: dict[str, Callable[[Any], Any]] = {
@@ -447,17 +454,17 @@ MODEL_OPTIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _matches(folder: Path, pattern: str) -> list[Path]:
-    if not any(character in pattern for character in "*?["):
-        path = (folder / pattern).resolve()
-        if not path.is_file():
-            raise MuscleError(f"golden dataset {pattern}: no such file (looked for {path})")
+def _matches(folder: Path, pattern: str, named: str) -> list[Path]:
+    path = (folder / pattern).resolve()
+    if path.is_file():
         return [path]
+    if not any(character in pattern for character in "*?["):
+        raise MuscleError(f"golden dataset {pattern}: no such file (looked for {path}); correct {named}")
     from glob import glob
 
     # Path.glob refuses an absolute pattern.
     found = glob(pattern, root_dir=folder, recursive=True)  # noqa: PTH207
-    paths = [(folder / name).resolve() for name in found]
+    paths = [path for name in found if (path := (folder / name).resolve()).is_file()]
     if not paths:
-        raise MuscleError(f"golden dataset {pattern}: no file matches in {folder}")
-    return sorted(path for path in paths if path.is_file())
+        raise MuscleError(f"golden dataset {pattern}: no file matches in {folder}; correct {named}")
+    return sorted(paths)

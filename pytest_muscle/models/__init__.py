@@ -106,7 +106,7 @@ def open_model(spec: str, options: ModelOptions | None = None) -> Model:
 def absolute_spec(spec: str, folder: Path) -> str:
     """Return the spec with the path in it, if it has one, starting from ``folder``."""
     kind, colon, target = spec.partition(":")
-    if colon and kind in _FILES:
+    if colon and target and kind in _FILES:
         return f"{kind}:{folder / Path(target).expanduser()}"
     path = folder / Path(spec).expanduser()
     is_path = spec.startswith((".", "/", "~")) or path.exists()
