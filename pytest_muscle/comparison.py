@@ -16,6 +16,7 @@ from pytest_muscle.golden import GoldenCase
 from pytest_muscle.grading import Grade
 from pytest_muscle.metrics import Metrics, measure, slice_members
 from pytest_muscle.models import Response
+from pytest_muscle.sampling import Noise, noise_of
 from pytest_muscle.store import encode_response
 
 if TYPE_CHECKING:
@@ -98,6 +99,16 @@ class Comparison:
         return measured
 
     @cached_property
+    def noise(self) -> Noise | None:
+        """What flips by drawing alone; None where every case was asked once."""
+        return noise_of(self.results)
+
+    @cached_property
+    def unstable(self) -> list[CaseResult]:
+        """The cases that could as well have come out otherwise."""
+        return [result for result in self.results if result.draws and result.draws.unstable]
+
+    @cached_property
     def gates(self) -> list[Gate]:
         """The gates, judged."""
         results = (*self.results, *self.beside)
@@ -171,6 +182,7 @@ class Comparison:
                 for name, dataset in self.datasets.items()
             },
             "gates": [gate.to_dict() for gate in self.gates],
+            "noise": self.noise and self.noise.to_dict(),
             "adapter": self._adapter(),
             "cases": [self._case(result) for result in self.results],
         }

@@ -31,13 +31,19 @@ def held(model: Model, cases: Sequence[GoldenCase], store: Store) -> dict[Key, R
 
 
 def ask(
-    model: Model, cases: Sequence[GoldenCase], store: Store, progress: Progress, title: str
+    model: Model,
+    cases: Sequence[GoldenCase],
+    store: Store,
+    progress: Progress,
+    title: str,
+    again: bool = False,
 ) -> dict[Key, Response]:
     """Return a response to every case, asking the model only for those that the store lacks.
 
     Each batch is stored before the next is asked, so that a killed run goes on where it was. Only one
     process asks a model at a time; the others wait and then find its responses in the store. A response
-    with an error is not stored: the next run asks again.
+    with an error is not stored: the next run asks again. The model is closed unless it is to be asked
+    ``again``.
     """
     responses = held(model, cases, store)
     if len(responses) == len(cases):
@@ -52,5 +58,6 @@ def ask(
                     answered = [(case.request_digest(), r) for case, r in batch if r.error is None]
                     store.put(model.fingerprint, answered)
                     advance(len(batch))
-    model.close()
+    if not again:
+        model.close()
     return responses

@@ -32,11 +32,33 @@ class Flip(StrEnum):
         return self in (Flip.NEGATIVE, Flip.INCONSISTENCY)
 
 
+Drawn = tuple[Response | None, Grade]
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Everything that was said to a case that was asked several times.
+
+    ``flips`` is the share of pairs of an old and a new draw that are a negative flip, ``own`` the same
+    of two old draws: what the old model does to itself; None where it was asked once. ``variance`` is
+    that of ``delta`` by drawing alone, None where a side was asked once. An ``unstable`` case could as
+    well have come out otherwise.
+    """
+
+    old: tuple[Drawn, ...]
+    new: tuple[Drawn, ...]
+    flips: float
+    own: float | None
+    variance: float | None
+    unstable: bool
+
+
 @dataclass(frozen=True, slots=True)
 class CaseResult:
     """One golden case under both models; ``flip`` is None where a response could not be judged.
 
-    ``delta`` is the new score less the old one: D(x) for generation, else -1, 0 or 1.
+    ``delta`` is the new score less the old one: D(x) for generation, else -1, 0 or 1. Where a model
+    was asked several times, the response is one of the majority's, and ``draws`` holds them all.
     """
 
     case: GoldenCase
@@ -46,6 +68,7 @@ class CaseResult:
     new_grade: Grade
     flip: Flip | None
     delta: float | None
+    draws: Draws | None = None
 
     @property
     def error(self) -> str | None:

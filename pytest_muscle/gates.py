@@ -12,6 +12,7 @@ from pytest_muscle.evidence import AccuracyDrop, Evidence, MeanLoss, Rate
 from pytest_muscle.flips import CaseResult, Flip
 from pytest_muscle.golden import GoldenCase
 from pytest_muscle.metrics import slice_members, slices_of
+from pytest_muscle.sampling import excess_of
 from pytest_muscle.settings import Decision, Inconclusive, Threshold
 from pytest_muscle.statistics import ALPHA, Interval, holm
 
@@ -79,6 +80,7 @@ BUDGETS: Mapping[str, Budget] = {
     "max_accuracy_drop": Budget(_accuracy_drop, needs=_is_answered),
     "max_mean_regression": Budget(_mean_regression, needs=lambda case: not _is_answered(case)),
     "max_error_rate": Budget(_errors, is_for_flips=False),
+    "max_excess_nfr": Budget(excess_of),
 }
 
 
@@ -289,8 +291,11 @@ def _as_before(result: CaseResult) -> CaseResult:
     if result.error is not None:
         return result
     if result.case.task == "generation":
-        return replace(result, flip=Flip.UNCHANGED, delta=0.0)
-    return replace(result, flip=Flip.BOTH_CORRECT if result.old_grade.correct else Flip.BOTH_WRONG, delta=0.0)
+        flip = Flip.UNCHANGED
+    else:
+        flip = Flip.BOTH_CORRECT if result.old_grade.correct else Flip.BOTH_WRONG
+    draws = result.draws and replace(result.draws, flips=result.draws.own or 0.0)
+    return replace(result, flip=flip, delta=0.0, draws=draws)
 
 
 def _judge(

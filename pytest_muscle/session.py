@@ -17,12 +17,13 @@ from pytest_muscle.accepted import AcceptedFlips, StaleFlip, read_accepted
 from pytest_muscle.comparison import Comparison, ModelIdentity, TrainedAdapter
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.evaluation import Key, Progress, ask, held, silent
-from pytest_muscle.flips import CaseResult, judge
+from pytest_muscle.flips import CaseResult
 from pytest_muscle.gates import Gate, plan
 from pytest_muscle.golden import GoldenCase, read_golden
-from pytest_muscle.grading import grade, make_similarity
+from pytest_muscle.grading import make_similarity
 from pytest_muscle.mending import Training, TrainingProgress, silent_training, train_adapter
 from pytest_muscle.models import Model, ModelOptions, Response, open_model
+from pytest_muscle.sampling import compare_draws
 from pytest_muscle.settings import ACCEPTED, ModelSpec, Settings, load_settings
 from pytest_muscle.store import Store
 
@@ -158,9 +159,13 @@ class Session:
         everything = selected = self._everything
         if self.selected is not None:
             selected = [case for case in everything if case.key in self.selected]
+        settings = self.settings
         sides = [
-            self._responses(model, title, everything, selected, asking)
-            for model, title in ((old, "old model"), (new, new_name or "new model"))
+            self._draws(model, title, everything, selected, asking, settings.samples_of(spec))
+            for model, title, spec in (
+                (old, "old model", settings.old),
+                (new, new_name or "new model", settings.new),
+            )
         ]
         results, beside = self._judge(everything, selected, *sides)
         compared = Comparison(
@@ -169,7 +174,7 @@ class Session:
             results=results,
             beside=beside,
             planned=[gate for path in self._datasets for gate in self.gates(path)],
-            notices=[*self._store.notices, *old.notices, *new.notices],
+            notices=list(dict.fromkeys([*self._store.notices, *old.notices, *new.notices])),
             unselected=len(everything) - len(selected),
             slice_pairs=self.settings.slice_pairs,
         )
@@ -192,41 +197,41 @@ class Session:
             notices.append(f"not added to the history: {compared.unselected:,} cases were not selected")
         return replace(compared, accepted=accepted, stale=stale, notices=notices)
 
-    def _responses(
+    def _draws(
         self,
         model: Model,
         title: str,
         everything: Sequence[GoldenCase],
         selected: Sequence[GoldenCase],
         asking: bool,
-    ) -> Mapping[Key, Response]:
-        found = held(model, everything, self._store)
-        if asking and not model.stored:
-            found.update(ask(model, selected, self._store, self.progress, title))
-        return found
+        samples: int,
+    ) -> list[Mapping[Key, Response]]:
+        draws: list[Mapping[Key, Response]] = []
+        for draw in range(samples):
+            found = held(model, _drawn(everything, draw), self._store)
+            if asking and not model.stored:
+                name = f"{title}, draw {draw + 1} of {samples}" if samples > 1 else title
+                again = draw + 1 < samples
+                chosen = _drawn(selected, draw)
+                found.update(ask(model, chosen, self._store, self.progress, name, again))
+            draws.append(found)
+        return draws
 
     def _judge(
         self,
         everything: Sequence[GoldenCase],
         selected: Sequence[GoldenCase],
-        old: Mapping[Key, Response],
-        new: Mapping[Key, Response],
+        old: Sequence[Mapping[Key, Response]],
+        new: Sequence[Mapping[Key, Response]],
     ) -> tuple[list[CaseResult], list[CaseResult]]:
         chosen = {case.key for case in selected}
-        cases = [case for case in everything if case.key in chosen or (case.key in old and case.key in new)]
-        olds = [old.get(case.key) for case in cases]
-        news = [new.get(case.key) for case in cases]
-        judged = [
-            judge(*each, self.settings.tolerance)
-            for each in zip(
-                cases,
-                olds,
-                news,
-                grade(cases, olds, self._similarity),
-                grade(cases, news, self._similarity),
-                strict=True,
-            )
+        cases = [
+            case
+            for case in everything
+            if case.key in chosen or all(case.key in draw for draw in (*old, *new))
         ]
+        olds, news = ([[draw.get(case.key) for case in cases] for draw in draws] for draws in (old, new))
+        judged = compare_draws(cases, olds, news, self._similarity, self.settings.tolerance)
         results = [result for result in judged if result.case.key in chosen]
         return results, [result for result in judged if result.case.key not in chosen]
 
@@ -248,6 +253,10 @@ class Session:
             self._store.close()
         if self.settings.cache_dir is None and not keep:
             shutil.rmtree(self._own_folder, ignore_errors=True)
+
+
+def _drawn(cases: Sequence[GoldenCase], draw: int) -> Sequence[GoldenCase]:
+    return [replace(case, draw=draw) for case in cases] if draw else cases
 
 
 def _about(accepted: AcceptedFlips, stale: Sequence[StaleFlip]) -> list[str]:

@@ -19,6 +19,7 @@ THRESHOLDS = (
     "max_accuracy_drop",
     "max_mean_regression",
     "max_error_rate",
+    "max_excess_nfr",
 )
 Decision = Literal["point", "significant", "assured"]
 AdapterMode = Literal["off", "auto", "always"]
@@ -42,11 +43,15 @@ class Threshold:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model as the user wrote it (``name``), its spec with absolute paths, and its own options."""
+    """A model as the user wrote it (``name``), its spec with absolute paths, and its own options.
+
+    ``samples`` is how often it is asked, None where it is asked as often as the other.
+    """
 
     name: str
     spec: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    samples: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,7 @@ class Settings:
     dtype: str = "auto"
     batch_tokens: int | None = None
     cache_dir: Path | None = None
+    samples: int = 1
     decision: Decision = "point"
     inconclusive: Inconclusive | None = None
     slice_pairs: bool = False
@@ -88,6 +94,10 @@ class Settings:
     thresholds: tuple[Threshold, ...] = ()
     datasets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
+
+    def samples_of(self, model: ModelSpec) -> int:
+        """Return how often a model is asked each case."""
+        return model.samples or self.samples
 
     def dataset_name(self, path: Path) -> str:
         """Return a dataset's path as people write it, from the root."""
@@ -145,6 +155,18 @@ def _count(value: Any) -> int:
     return number
 
 
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError("must be a whole number of at least 0")
+    return value
+
+
+def _positive(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ValueError("must be a number of at least 0")
+    return float(value)
+
+
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("must be true or false")
@@ -189,6 +211,7 @@ OPTIONS = (
     Option("accept", _flag, "accept today's flips: write them to muscle-accepted.toml", None),
     Option("record", _text, "write both models' responses as JSONL, to be used as recorded:FILE", "DIR"),
     Option("limit", _count, "take the first N cases of each dataset only", "N"),
+    Option("samples", _count, "ask each model N times; report what flips by itself", "N"),
     Option(
         "inconclusive",
         _one_of(*get_args(Inconclusive)),
@@ -311,7 +334,7 @@ class _Loader:
             )
         values["golden"] = tuple(self._golden(values.get("golden", ()), sources.get("golden", "")))
         values["cache_dir"] = self._cache_dir(values, sources)
-        return Settings(
+        settings = Settings(
             root=self.root,
             sources=sources,
             thresholds=tuple(self._thresholds(self._subtable(self.table, "thresholds", TABLE))),
@@ -319,6 +342,16 @@ class _Loader:
             training=self._training(),
             **values,
         )
+        self._check_samples(settings)
+        return settings
+
+    def _check_samples(self, settings: Settings) -> None:
+        needs = any(threshold.name == "max_excess_nfr" for threshold in settings.thresholds)
+        if needs and settings.samples_of(settings.old) < 2:
+            raise MuscleError(
+                f"'max_excess_nfr' in [{TABLE}.thresholds] of {self.origin} needs the old model to be asked "
+                "at least twice: add --muscle-samples=5"
+            )
 
     def _folder(self, source: str) -> Path:
         return self.cwd if source.startswith("--") else self.file.parent
@@ -410,12 +443,13 @@ class _Loader:
             self._check_table(table, place)
             if "spec" not in table:
                 raise MuscleError(f"key 'spec' is missing in [{place}] of {self.origin}; it names the model")
-            self._check_keys(table, ("spec", *MODEL_OPTIONS), place)
-            for key, parse in {"spec": _text, **MODEL_OPTIONS}.items():
+            self._check_keys(table, ("spec", "samples", *MODEL_OPTIONS), place)
+            for key, parse in {"spec": _text, "samples": _count, **MODEL_OPTIONS}.items():
                 if key in table:
                     self._parsed(parse, table[key], f"'{key}' in [{place}] of {self.origin}")
-            options = {key: value for key, value in table.items() if key != "spec"}
-            models[name] = ModelSpec(name, absolute_spec(table["spec"], self.file.parent), options)
+            options = {key: value for key, value in table.items() if key in MODEL_OPTIONS}
+            spec = absolute_spec(table["spec"], self.file.parent)
+            models[name] = ModelSpec(name, spec, options, table.get("samples"))
         return models
 
     def _from_table(self, key: str, parse: Callable[[Any], Any]) -> Any:
@@ -451,6 +485,8 @@ MODEL_OPTIONS: dict[str, Callable[[Any], Any]] = {
     "trust_remote_code": _flag,
     "allow_pickle": _flag,
     "revision": _text,
+    "temperature": _positive,
+    "seed": _whole,
 }
 
 

@@ -36,7 +36,8 @@ class ModelOptions:
     """How a model is run; all but ``run_id`` may stand in ``[tool.pytest-muscle.models.NAME]``.
 
     ``run_id`` names the run: a model whose content cannot be told apart by looking at it is asked
-    afresh in every run, unless its ``revision`` says what it is.
+    afresh in every run, unless its ``revision`` says what it is. ``temperature`` 0 is greedy; above,
+    ``seed`` and a case's ``draw`` fix what is drawn where the model allows it.
     """
 
     device: str = "auto"
@@ -46,6 +47,8 @@ class ModelOptions:
     trust_remote_code: bool = False
     allow_pickle: bool = False
     revision: str | None = None
+    temperature: float = 0.0
+    seed: int = 0
     run_id: str = ""
 
 
@@ -69,7 +72,10 @@ class Model(Protocol):
     """What the user should hear about this model's responses, filled in by ``respond``."""
 
     def respond(self, cases: Sequence[GoldenCase]) -> Iterator[Batch]:
-        """Answer the cases in the model's own order, batch by batch, each case exactly once."""
+        """Answer the cases in the model's own order, batch by batch, each case exactly once.
+
+        A model that is asked several times gets the same cases again with another ``draw``.
+        """
         ...
 
     def close(self) -> None:
