@@ -72,7 +72,8 @@ def _recording(results: Iterable[CaseResult], side: str) -> Iterable[str]:
         response = result.old if side == "old" else result.new
         grade = result.old_grade if side == "old" else result.new_grade
         if response is not None:
-            record = {"id": result.case.id, "dataset": result.case.dataset, **encode_response(response)}
+            said = encode_response(response) or {"error": grade.error}
+            record = {"id": result.case.id, "dataset": result.case.dataset, **said}
             if isinstance(grade.answer, int):
                 record["choice"] = grade.answer
             yield json.dumps(record) + "\n"
