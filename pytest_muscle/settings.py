@@ -251,7 +251,7 @@ def read_table(file: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        table: Any = tomllib.loads(content.decode("utf-8"))
+        table: dict[str, Any] = tomllib.loads(content.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MuscleError(f"{file}: not valid TOML: {error}") from None
     for name in TABLE.split("."):
