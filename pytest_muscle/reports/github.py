@@ -93,7 +93,7 @@ def _file(dataset: str, root: Path, base: Path) -> str:
 
 def _command(level: str, properties: Mapping[str, str], message: str) -> str:
     where = ",".join(f"{name}={_property(one_line(value))}" for name, value in properties.items())
-    return f"::{level} {where}::{_data(message)}"
+    return f"::{level} {where}::{_data(defuse(message))}"
 
 
 def _data(text: str) -> str:

@@ -234,13 +234,10 @@ class Page:
         regressions = (r for r in story.worst_first(self.comparison) if r.flip and r.flip.is_regression)
         return [result for result, _ in zip(regressions, range(_MOST_WORST), strict=False)]
 
-    @cached_property
-    def recipe(self) -> str:
-        """How the adapter was trained."""
-        recipe = self.result["adapter"]["recipe"]
-        if isinstance(recipe, Mapping):
-            return ", ".join(f"{name} {value}" for name, value in recipe.items())
-        return str(recipe or "")
+    @property
+    def adapter(self) -> Any:
+        """The adapter's part of the result; None where none was trained."""
+        return self.result["adapter"]
 
     few = FEW
 

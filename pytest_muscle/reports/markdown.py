@@ -156,10 +156,8 @@ def _adapter(comparison: Comparison) -> Iterator[str]:
                 score(metrics["score_new"]),
                 *(percent(metrics[rate]) for rate in ("nfr", "nfr_mc", "pfr")),
             ]
-            for name, metrics in (
-                ("new model alone", adapter["before"]),
-                ("with the adapter", adapter["after"]),
-            )
+            for name, metrics in (("without", adapter["before"]), ("with", adapter["after"]))
+            if metrics is not None
         ),
     )
 

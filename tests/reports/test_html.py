@@ -247,8 +247,9 @@ class WithAdapter(Comparison):
             "path": "out/<adapter>",
             "before": metrics,
             "after": {**metrics, "nfr": 0.015, "nfr_mc": None},
-            "recipe": {"mask": "student-wrong", "lr": 1e-4},
+            "recipe": "student-wrong <1>",
             "seconds": 75.2,
+            "notes": ["a <note>"],
         }
         return {**super().to_dict(), "adapter": adapter}
 
@@ -261,9 +262,25 @@ def test_adapter_is_shown_before_and_after(mixed: Comparison) -> None:
     assert figures["/adapter/after/nfr"] == "1.50%"
     assert figures["/adapter/seconds"] == "75 s"
     assert "out/&lt;adapter&gt;" in page
-    assert "mask student-wrong" in page
-    assert "| with the adapter |" in render_markdown(comparison)
+    assert "student-wrong &lt;1&gt;" in page
+    assert "a &lt;note&gt;" in page
+    row = next(line for line in render_markdown(comparison).splitlines() if line.startswith("| with |"))
+    assert row.split(" | ")[3:] == ["1.50%", "–", f"{100 * (mixed.metrics.pfr or 0):.2f}% |"]
     assert "adapter" not in [str(a.get("id")) for a, _ in Reader(render_html(mixed)).named("h2")]
+
+
+@dataclass(frozen=True)
+class WithoutAdapter(WithAdapter):
+    def to_dict(self) -> dict[str, Any]:
+        result = super().to_dict()
+        return {**result, "adapter": {**result["adapter"], "path": None, "after": None}}
+
+
+def test_training_in_vain_is_told(mixed: Comparison) -> None:
+    comparison = WithoutAdapter(mixed.old, mixed.new, mixed.results)
+    assert "No adapter was worth keeping" in render_html(comparison)
+    assert "| with |" not in render_markdown(comparison)
+    assert "| without |" in render_markdown(comparison)
 
 
 def runs(comparison: Comparison, *rates: float) -> list[Run]:
