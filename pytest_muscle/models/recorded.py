@@ -76,11 +76,11 @@ class RecordedModel:
 
 
 def missing_notice(path: Path, batch: Batch) -> list[str]:
-    """Say how many of the cases have no response in a file, and name the first of them."""
+    """Say how many of the cases have no usable response in a file, and name the first of them."""
     missing = [case.id for case, response in batch if response.error is not None]
     if not missing:
         return []
-    return [f"{path}: no response to {len(missing):,} of {len(batch):,} cases{_some(missing)}"]
+    return [f"{path}: no usable response to {len(missing):,} of {len(batch):,} cases{_some(missing)}"]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -32,13 +32,16 @@ _ORDER = [*_RULINGS, Ruling.UNJUDGED]
 
 
 def summarise(comparison: Comparison, width: int = 80, colour: bool = False) -> str:
-    """Return the summary as text of the given width, with ANSI colours where wanted."""
+    """Return the summary as text of the given width, with ANSI colours where wanted.
+
+    No table has room in less than 80 columns: a narrower terminal breaks the lines itself.
+    """
     from rich.console import Console
 
     file = io.StringIO()
     console = Console(
         file=file,
-        width=max(width, 60),
+        width=max(width, 80),
         force_terminal=colour,
         color_system="standard" if colour else None,
         highlight=False,
@@ -233,7 +236,9 @@ def _adapter(adapter: TrainedAdapter) -> Iterator[RenderableType]:
             table.add_row(name, _rate(getattr(before, rate)), _rate(getattr(after, rate)))
     if before.score_new is not None and after.score_new is not None:
         table.add_row("score", f"{before.score_new:.3f}", f"{after.score_new:.3f}")
-    table.add_row("gates failed", *(f"{sum(g.blocks for g in side.gates)} of {len(side.gates)}" for side in sides))
+    table.add_row(
+        "gates failed", *(f"{sum(g.blocks for g in side.gates)} of {len(side.gates)}" for side in sides)
+    )
     yield table
     yield f"{_advice(adapter.before, adapter.after)}\n"
 

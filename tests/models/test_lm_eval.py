@@ -182,7 +182,7 @@ def test_a_folder_is_searched_and_missing_cases_are_counted(tmp_path):
     ((*found, (_, missing)),) = model.respond(cases)
     assert [response.error for _, response in found] == [None, None]
     assert missing.error
-    assert model.notices == [f"{tmp_path / 'out'}: no response to 1 of 3 cases ('c')"]
+    assert model.notices == [f"{tmp_path / 'out'}: no usable response to 1 of 3 cases ('c')"]
 
 
 def test_two_runs_of_a_task_are_never_mixed(tmp_path):
@@ -237,7 +237,7 @@ def test_unreadable_results_make_the_case_unjudgeable(tmp_path, change):
     assert response.error == "lm-eval's sample of doc_id 7 cannot be read"
 
 
-@pytest.mark.parametrize("resps", [[], [[]], [[["-1.0", "False"]]], None])
+@pytest.mark.parametrize("resps", [[], [[["-1.0", "False"]]], None])
 def test_unreadable_generations_make_the_case_unjudgeable(tmp_path, resps):
     sample = {**text_samples(7, "Q?", "4")[0], "resps": resps}
     (response,) = respond(log(tmp_path / GSM8K, sample), text_case("a", "Q?"))

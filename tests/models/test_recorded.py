@@ -51,7 +51,7 @@ def test_every_kind_of_response(tmp_path):
         Response(error="timeout"),
         Response(text=""),
     ]
-    assert notices == [f"{path}: no response to 1 of 5 cases ('d')"]
+    assert notices == [f"{path}: no usable response to 1 of 5 cases ('d')"]
 
 
 def test_missing_and_extra_records_are_named_and_counted(tmp_path):
@@ -65,7 +65,7 @@ def test_missing_and_extra_records_are_named_and_counted(tmp_path):
         "r.jsonl holds no response with id 'c'",
     ]
     assert notices == [
-        f"{path}: no response to 2 of 3 cases ('b\\x1b[2J', 'c')",
+        f"{path}: no usable response to 2 of 3 cases ('b\\x1b[2J', 'c')",
         f"{path}: 5 responses have no golden case ('x0', 'x1', 'x2', ...)",
     ]
 
