@@ -16,8 +16,8 @@ from pytest_muscle.grading import Grade, Similarity, grade
 from pytest_muscle.models import Response
 from pytest_muscle.statistics import Interval, Z, wilson
 
-STABLE = 0.8
-"""The share of draws that must agree on right or wrong; the cases between are unstable (2604.27405)."""
+DISSENT = 0.2
+"""A case is unstable where more than this share of a side's draws disagree with the rest (2604.27405)."""
 
 
 def compare_draws(
@@ -110,8 +110,8 @@ def _is_unstable(
     if result.case.task == "generation":
         is_noise = variance is not None and abs(result.delta or 0.0) <= Z * math.sqrt(variance)
         return is_noise and result.flip is not Flip.UNCHANGED
-    shares = [sum(bool(each.correct) for each in side) / len(side) for side in (old, new)]
-    return any(1 - STABLE < share < STABLE for share in shares)
+    right = [sum(bool(each.correct) for each in side) for side in (old, new)]
+    return any(min(k, len(side) - k) / len(side) > DISSENT for k, side in zip(right, (old, new), strict=True))
 
 
 def _variance(old: Sequence[Grade], new: Sequence[Grade]) -> float | None:

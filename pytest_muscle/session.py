@@ -130,7 +130,8 @@ class Session:
         if trained.path is None:
             return replace(plain, adapter=adapter)
         old, _ = self.models
-        spec = ModelSpec(f"{self.settings.new.name} + adapter", str(trained.path), self.settings.new.options)
+        name = f"{self.settings.new.name} + adapter"
+        spec = replace(self.settings.new, name=name, spec=str(trained.path))
         mended = self._compare(old, self._open(spec, "new"), asking, spec.name)
         if asking:
             trained.record(plain.metrics, mended.metrics)
@@ -149,9 +150,15 @@ class Session:
 
     def _open(self, model: ModelSpec, side: str) -> Model:
         settings = self.settings
-        common = {"device": settings.device, "dtype": settings.dtype, "batch_tokens": settings.batch_tokens}
+        common = {
+            "device": settings.device,
+            "dtype": settings.dtype,
+            "batch_tokens": settings.batch_tokens,
+            "samples": settings.samples_of(model),
+            "run_id": self.run_id,
+        }
         try:
-            return open_model(model.spec, ModelOptions(**{**common, "run_id": self.run_id, **model.options}))
+            return open_model(model.spec, ModelOptions(**{**common, **model.options}))
         except MuscleError as error:
             raise MuscleError(f"the {side} model: {error}") from None
 

@@ -37,7 +37,8 @@ class ModelOptions:
 
     ``run_id`` names the run: a model whose content cannot be told apart by looking at it is asked
     afresh in every run, unless its ``revision`` says what it is. ``temperature`` 0 is greedy; above,
-    ``seed`` and a case's ``draw`` fix what is drawn where the model allows it.
+    ``seed`` and a case's ``draw`` fix what is drawn where the model allows it. Each case will be asked
+    ``samples`` times.
     """
 
     device: str = "auto"
@@ -49,6 +50,7 @@ class ModelOptions:
     revision: str | None = None
     temperature: float = 0.0
     seed: int = 0
+    samples: int = 1
     run_id: str = ""
 
 

@@ -125,7 +125,10 @@ def _answer(case: GoldenCase, sample: Record) -> Response:
     if case.choices:
         values = [float(value) for value, *_ in sample["filtered_resps"][: len(case.choices)]]
         return Response(loglikelihoods=tuple(values))
-    text = sample["resps"][0][0]
+    drawn = sample["resps"][0]
+    if case.draw >= len(drawn):
+        return Response(error=f"lm-eval logged {len(drawn)} draws of doc_id {sample['doc_id']!a}")
+    text = drawn[case.draw]
     if not isinstance(text, str):
         raise TypeError
     return Response(text=text)

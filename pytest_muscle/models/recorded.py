@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ from pytest_muscle.errors import MuscleError
 from pytest_muscle.golden import GoldenCase, Record, check_fields, read_records
 from pytest_muscle.models import Batch, ModelOptions, Response
 
-FIELDS = ("id", "dataset", "text", "choice", "loglikelihoods", "error")
+FIELDS = ("id", "dataset", "sample", "text", "choice", "loglikelihoods", "error")
+
+
+Draws = Mapping[int, Response]
 
 
 class RecordedModel:
-    """Responses of a file, one record a case, found by the case's id.
+    """Responses of a file, found by the case's id; draws of one case are told apart by ``sample``.
 
     ``dataset`` in a record counts only where several golden datasets use the same id. A case without
     a record gets a response with an error; records without a case are told in ``notices``.
@@ -32,20 +35,26 @@ class RecordedModel:
         if not self.path.is_file():
             raise MuscleError(f"model '{spec}': no such file; record one with --muscle-record DIR")
         self.fingerprint = file_digest(self.path)
+        self._samples = options.samples
 
     def respond(self, cases: Sequence[GoldenCase]) -> Iterator[Batch]:
         """Look every case up; raises MuscleError naming the line of a bad record."""
         responses = self._read()
         uses = Counter(case.id for case in cases)
         batch = [(case, self._find(responses.get(case.id, {}), case, uses[case.id])) for case in cases]
+        most = max((len(draws) for found in responses.values() for draws in found.values()), default=0)
+        if most > self._samples:
+            self.notices.append(
+                f"{self.path}: up to {most} draws of a case; --muscle-samples={most} uses them"
+            )
         self.notices += missing_notice(self.path, batch)
         if unused := sorted(set(responses) - set(uses)):
             self.notices.append(f"{self.path}: {len(unused):,} responses have no golden case{_some(unused)}")
         yield batch
 
-    def _find(self, found: dict[str | None, Response], case: GoldenCase, uses: int) -> Response:
+    def _find(self, found: Mapping[str | None, Draws], case: GoldenCase, uses: int) -> Response:
         if case.dataset in found:
-            return found[case.dataset]
+            return self._pick(found[case.dataset], case)
         if not found:
             return Response(error=f"{self.path.name} holds no response with id {case.id!a}")
         if uses > 1 or len(found) > 1:
@@ -53,22 +62,35 @@ class RecordedModel:
                 error=f"several datasets use the id {case.id!a}, and {self.path.name} holds no response "
                 "with it and this 'dataset'"
             )
-        return next(iter(found.values()))
+        return self._pick(next(iter(found.values())), case)
 
-    def _read(self) -> dict[str, dict[str | None, Response]]:
-        responses: dict[str, dict[str | None, Response]] = {}
-        lines: dict[tuple[str | None, str], int] = {}
+    def _pick(self, draws: Draws, case: GoldenCase) -> Response:
+        numbers = sorted(draws)
+        first = draws[numbers[0]]
+        if case.draw < len(numbers):
+            return draws[numbers[case.draw]]
+        # What is computed and not drawn is the same each time.
+        if first.loglikelihoods:
+            return first
+        return Response(
+            error=f"{self.path.name} holds {len(numbers)} of {self._samples} draws of id {case.id!a}"
+        )
+
+    def _read(self) -> dict[str, dict[str | None, dict[int, Response]]]:
+        responses: dict[str, dict[str | None, dict[int, Response]]] = {}
+        lines: dict[tuple[str | None, str, int], int] = {}
         for line, record in read_records(self.path):
             try:
-                case_id, dataset, response = _parse(record)
+                case_id, dataset, sample, response = _parse(record)
             except MuscleError as error:
                 raise MuscleError(f"{self.path}:{line}: {error}") from None
-            first = lines.setdefault((dataset, case_id), line)
+            first = lines.setdefault((dataset, case_id, sample), line)
             if first != line:
                 raise MuscleError(
-                    f"{self.path}:{line}: a second response with id {case_id!a}, the first is on line {first}"
+                    f"{self.path}:{line}: a second response with id {case_id!a}, the first is on line "
+                    f"{first}; give each draw of a case a 'sample' of its own"
                 )
-            responses.setdefault(case_id, {})[dataset] = response
+            responses.setdefault(case_id, {}).setdefault(dataset, {})[sample] = response
         return responses
 
     def close(self) -> None:
@@ -87,14 +109,17 @@ def _some(names: Sequence[str]) -> str:
     return f" ({', '.join(map(ascii, names[:3]))}{', ...' if len(names) > 3 else ''})"
 
 
-def _parse(record: Record) -> tuple[str, str | None, Response]:
+def _parse(record: Record) -> tuple[str, str | None, int, Response]:
     check_fields(record, FIELDS, "field")
     case_id, dataset = record.get("id"), record.get("dataset")
     if isinstance(case_id, bool) or not isinstance(case_id, str | int):
         raise MuscleError("field 'id' must name the golden case")
     if dataset is not None and not isinstance(dataset, str):
         raise MuscleError("field 'dataset' must be a text")
-    text, choice, values, error = (record.get(name) for name in FIELDS[2:])
+    sample = record.get("sample", 0)
+    if isinstance(sample, bool) or not isinstance(sample, int):
+        raise MuscleError(f"field 'sample' must be the number of a draw, not {ascii(sample)[:60]}")
+    text, choice, values, error = (record.get(name) for name in FIELDS[3:])
     if text is None and choice is None and values is None and error is None:
         raise MuscleError("one of the fields 'text', 'choice' and 'loglikelihoods' must be given")
     for name, value in (("text", text), ("error", error)):
@@ -102,7 +127,7 @@ def _parse(record: Record) -> tuple[str, str | None, Response]:
             raise MuscleError(f"field '{name}' must be a text, not {ascii(value)[:60]}")
     if choice is not None and (isinstance(choice, bool) or not isinstance(choice, int)):
         raise MuscleError(f"field 'choice' must be the index of a choice, not {ascii(choice)[:60]}")
-    return str(case_id), dataset, Response(text, choice, _loglikelihoods(values), error)
+    return str(case_id), dataset, sample, Response(text, choice, _loglikelihoods(values), error)
 
 
 def _loglikelihoods(values: Any) -> tuple[float, ...]:

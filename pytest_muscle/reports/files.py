@@ -7,14 +7,14 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pytest_muscle.accepted import to_toml
 from pytest_muscle.comparison import Comparison
 from pytest_muscle.errors import MuscleError
-from pytest_muscle.flips import CaseResult
+from pytest_muscle.flips import CaseResult, Drawn
 from pytest_muscle.history import append_run, describe_run, read_history
 from pytest_muscle.settings import Settings
 from pytest_muscle.store import encode_response
@@ -69,14 +69,21 @@ def _umask() -> int:
 
 def _recording(results: Iterable[CaseResult], side: str) -> Iterable[str]:
     for result in results:
-        response = result.old if side == "old" else result.new
-        grade = result.old_grade if side == "old" else result.new_grade
-        if response is not None:
-            said = encode_response(response) or {"error": grade.error}
-            record = {"id": result.case.id, "dataset": result.case.dataset, **said}
-            if isinstance(grade.answer, int):
-                record["choice"] = grade.answer
-            yield json.dumps(record) + "\n"
+        for sample, (response, grade) in enumerate(_said(result, side)):
+            if response is not None:
+                record: dict[str, Any] = {"id": result.case.id, "dataset": result.case.dataset}
+                if result.draws is not None:
+                    record["sample"] = sample
+                record |= encode_response(response) or {"error": grade.error}
+                if isinstance(grade.answer, int):
+                    record["choice"] = grade.answer
+                yield json.dumps(record) + "\n"
+
+
+def _said(result: CaseResult, side: str) -> Sequence[Drawn]:
+    if result.draws is not None:
+        return result.draws.old if side == "old" else result.draws.new
+    return [(result.old, result.old_grade) if side == "old" else (result.new, result.new_grade)]
 
 
 def _finite(value: Any) -> Any:
