@@ -161,7 +161,7 @@ class Gate:
         measured = self.name.removeprefix("max_")
         bounds = f" (95% interval {self.interval[0]:.4f} to {self.interval[1]:.4f})" if self.interval else ""
         bounds += f" without {self.accepted} accepted" if self.accepted else ""
-        return f"{measured} {self.value:.4f}{bounds} {self._compared()}"
+        return f"{measured} {self.value:.4f} {self._compared()}{bounds}"
 
     def _compared(self) -> str:
         assert self.value is not None

@@ -351,7 +351,7 @@ class GateItem(_MuscleItem):
         gate = self.gate
         measured = {"value": gate.value, "limit": gate.limit, "ruling": gate.ruling}
         self.user_properties += [("muscle", "gate"), *((name, str(each)) for name, each in measured.items())]
-        told = "\n".join([f"{gate.scope}: {gate.verdict()}", *gate.details()])
+        told = "\n".join([gate.verdict(), f"on {gate.scope}", *gate.details()])
         if gate.ruling == "unjudged":
             pytest.skip(gate.verdict())
         if gate.blocks:

@@ -236,14 +236,14 @@ def test_a_budget_below_one_case_is_called_zero_tolerance():
 
 def test_the_text_says_what_was_found_and_what_would_change_it(pair):
     gate = one(pair, "max_nfr", 0.05, "assured")
-    expected = "nfr 0.0485 (95% interval 0.0382 to 0.0615) is within the budget of 0.05, but may be over it"
+    expected = "nfr 0.0485 is within the budget of 0.05, but may be over it (95% interval 0.0382 to 0.0615)"
     assert gate.verdict() == expected
     assert gate.details() == [
         "2 answers changed for the worse would reverse this",
         "about 169,133 cases would settle it",
     ]
     unsure = one(pair, "max_nfr", 0.045, "significant")
-    assert unsure.verdict().endswith("is over the budget of 0.045, but not surely")
+    assert "is over the budget of 0.045, but not surely" in unsure.verdict()
     assert unsure.details()[0] == f"p = {unsure.p:.2g}"
 
 

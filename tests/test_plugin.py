@@ -423,10 +423,10 @@ def test_the_summary_names_rates_gates_slices_and_the_worst(project):
             "*= pytest-muscle =*",
             "*old right*1 (20.0%)*1 (20.0%)*<- negative flips*",
             "*golden/qa.jsonl*5*40.00%*40.00%*20.00%*40.00%*20.00%*",
-            "*golden/qa.jsonl max_nfr*0.1000*0.2000*FAILED*",
+            "*golden/qa.jsonl*0.1*0.2000*FAILED*",
             "*lang=de*2*50.00%*",
             "*golden/qa.jsonl::lost*'3' -> '0' (truth '3')*",
-            "cases: 3 passed, 1 tolerated, 1 failed; 1 of 1 gates failed",
+            "cases: 3 passed, 1 tolerated, 1 failed; gates: 1 failed",
         ]
     )
 
@@ -484,7 +484,7 @@ def test_workers_give_the_same_result(project, selection):
         *run, *selection, "--muscle-json=two.json", "-n", "2", "--junitxml=junit.xml"
     )
     assert calls(project) == asked
-    assert two.parseoutcomes() == one.parseoutcomes() | {"deselected": 0} or selection
+    assert {**two.parseoutcomes(), "deselected": 0} == {**one.parseoutcomes(), "deselected": 0}
     first, second = (json.loads((project.path / name).read_text()) for name in ("one.json", "two.json"))
     for each in (first, second):
         for side in ("old", "new"):
