@@ -51,7 +51,7 @@ def render_html(comparison: Comparison, history: Sequence[Run] = (), made: str =
 
 def render_fragment(comparison: Comparison) -> str:
     """Return the verdict, gates, quadrants, rates and worst regressions as HTML to be shown in a page."""
-    return _environment().get_template("fragment.html").render(page=Page(comparison))
+    return _environment().get_template("fragment.html").render(page=Page(comparison, is_linked=False))
 
 
 @cache
@@ -84,9 +84,10 @@ def _flat(at: Iterable[Step]) -> Iterator[str | int]:
 class Page:
     """What the templates ask for; every figure is looked up in the JSON result and says where it is."""
 
-    def __init__(self, comparison: Comparison, history: Sequence[Run] = ()) -> None:
+    def __init__(self, comparison: Comparison, history: Sequence[Run] = (), is_linked: bool = True) -> None:
         self.comparison = comparison
         self.history = history
+        self.is_linked = is_linked
         self.result = comparison.to_dict()
         self.flips = FLIPS
 

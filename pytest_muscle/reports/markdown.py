@@ -144,22 +144,30 @@ def _slices(comparison: Comparison) -> Iterator[str]:
 
 
 def _adapter(comparison: Comparison) -> Iterator[str]:
-    adapter = comparison.to_dict()["adapter"]
+    adapter = comparison.adapter
     if adapter is None:
         return
+    sides = [("without", adapter.before.metrics)]
+    if adapter.after is not None:
+        sides.append(("with", adapter.after.metrics))
     yield from _table(
-        ["Compatibility adapter", "accuracy", "score", "NFR", "NFR_mc", "PFR"],
+        ["Compatibility adapter", "new", "NFR", "95% interval", "NFR_mc", "PFR"],
         (
             [
                 name,
-                percent(metrics["accuracy_new"]),
-                score(metrics["score_new"]),
-                *(percent(metrics[rate]) for rate in ("nfr", "nfr_mc", "pfr")),
+                _levels(metrics)[1],
+                percent(metrics.nfr),
+                bounds(metrics.intervals.get("nfr")),
+                percent(metrics.nfr_mc),
+                percent(metrics.pfr),
             ]
-            for name, metrics in (("without", adapter["before"]), ("with", adapter["after"]))
-            if metrics is not None
+            for name, metrics in sides
         ),
+        "Adapter",
     )
+    if adapter.after is None:
+        yield ""
+        yield "No adapter was worth keeping: the release judged here is the new model alone."
 
 
 def _worst(comparison: Comparison) -> Iterator[str]:
