@@ -14,7 +14,7 @@ from pytest_muscle.flips import CaseResult, Flip
 from pytest_muscle.gates import Gate, Judge, Outcome, Verdict, decide
 from pytest_muscle.golden import GoldenCase
 from pytest_muscle.grading import Grade
-from pytest_muscle.metrics import Metrics, measure, slice_members
+from pytest_muscle.metrics import Metrics, WorstSlice, find_worst_slice, measure, slice_members
 from pytest_muscle.models import Response
 from pytest_muscle.sampling import Noise, noise_of
 from pytest_muscle.store import encode_response
@@ -39,6 +39,11 @@ class DatasetMetrics:
 
     metrics: Metrics
     slices: Mapping[str, Metrics]
+
+    @property
+    def worst_slice(self) -> WorstSlice | None:
+        """The slice that suffers most, with the chance that it only seems to."""
+        return find_worst_slice(self.metrics, self.slices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +182,11 @@ class Comparison:
             "datasets": {
                 name: {
                     "metrics": dataset.metrics.to_dict(),
-                    "slices": {key: metrics.to_dict() for key, metrics in dataset.slices.items()},
+                    "slices": {
+                        key: metrics.to_dict() | {"few": metrics.is_small}
+                        for key, metrics in dataset.slices.items()
+                    },
+                    "worst_slice": (worst := dataset.worst_slice) and worst.to_dict(),
                 }
                 for name, dataset in self.datasets.items()
             },
@@ -224,6 +233,7 @@ class Comparison:
             "old": _side(result.old, result.old_grade),
             "new": _side(result.new, result.new_grade),
             "delta": result.delta,
+            "draws": _draws(result),
         }
 
     @staticmethod
@@ -237,6 +247,16 @@ class Comparison:
 def _side(response: Response | None, grade: Grade) -> dict[str, Any]:
     plain = encode_response(response) if response else {}
     return {**plain, "answer": grade.answer, "correct": grade.correct, "score": grade.score}
+
+
+def _draws(result: CaseResult) -> dict[str, Any] | None:
+    if result.draws is None:
+        return None
+    return {
+        "old": [grade.answer for _, grade in result.draws.old],
+        "new": [grade.answer for _, grade in result.draws.new],
+        "unstable": result.draws.unstable,
+    }
 
 
 def _row(result: CaseResult, decided: Outcome) -> dict[str, Any]:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, TypeVar
 
 from pytest_muscle.flips import CaseResult, Flip
 from pytest_muscle.golden import GoldenCase
-from pytest_muscle.statistics import Interval, bootstrap_mean, mcnemar, newcombe, wilson
+from pytest_muscle.statistics import (
+    Interval,
+    bootstrap_mean,
+    hypergeometric_tail,
+    mcnemar,
+    newcombe,
+    wilson,
+)
 
 FEW = 30
 """A slice of fewer cases is marked: even without a single flip, over 11% would be no surprise."""
@@ -124,6 +131,46 @@ def slice_members(
         for name in slices_of(case_of(item), pairs):
             members.setdefault(name, []).append(item)
     return members
+
+
+@dataclass(frozen=True, slots=True)
+class WorstSlice:
+    """The slice whose negative flips are least likely to be chance.
+
+    ``nfr`` of its ``n`` cases against ``nfr_elsewhere`` of the dataset's others. ``p`` is the chance that
+    any of the ``searched`` slices would stand out as much by luck alone.
+    """
+
+    slice: str
+    n: int
+    nfr: float
+    nfr_elsewhere: float
+    p: float
+    searched: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def find_worst_slice(metrics: Metrics, slices: Mapping[str, Metrics]) -> WorstSlice | None:
+    """Search one dataset's slices for the one that suffers most; None where there is nothing to compare.
+
+    Each slice is held against the rest of the dataset by Fisher's exact test, one-sided, and the
+    smallest p-value multiplied by the number of slices searched (Bonferroni, which is Holm's first step).
+    """
+    flips = metrics.counts.get(str(Flip.NEGATIVE), 0)
+    found = []
+    for name, part in slices.items():
+        if 0 < part.n < metrics.n:
+            lost = part.counts.get(str(Flip.NEGATIVE), 0)
+            p = hypergeometric_tail(lost, flips, part.n, metrics.n)
+            elsewhere = (flips - lost) / (metrics.n - part.n)
+            found.append(WorstSlice(name, part.n, lost / part.n, elsewhere, p, 0))
+    if not found:
+        return None
+    worst = min(found, key=lambda each: (each.p, each.slice))
+    return replace(worst, p=min(worst.p * len(found), 1.0), searched=len(found))
 
 
 def _mean(values: Sequence[float]) -> float | None:
