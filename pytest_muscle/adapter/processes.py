@@ -27,7 +27,9 @@ class Processes:
         state = PartialState(cpu=device.type == "cpu")
         self.number: int = state.process_index
         self.count: int = state.num_processes
-        self.device: torch.device = state.device if self.count > 1 else device
+        # Of a CPU there is one, though the state numbers it for each process.
+        own = self.count > 1 and device.type != "cpu"
+        self.device: torch.device = state.device if own else device
 
     @property
     def first(self) -> bool:
