@@ -9,6 +9,7 @@ from typing import Any
 
 from pytest_muscle.comparison import Comparison
 from pytest_muscle.flips import CaseResult, Flip
+from pytest_muscle.grading import Grade
 from pytest_muscle.metrics import slices_of
 from pytest_muscle.reports import plots, story
 from pytest_muscle.reports.text import plain
@@ -59,6 +60,11 @@ def embedded_cases(comparison: Comparison) -> str:
         for result in comparison.results:
             record = _case(result, limits[_is_calm(result)])
             decided = comparison.outcomes[result.case.key]
+            if result.draws is not None:
+                record["draws"] = [
+                    [_drawn(result, g) for _, g in side] for side in (result.draws.old, result.draws.new)
+                ]
+                record["unstable"] = result.draws.unstable
             record["slices"] = [plain(name, NAME) for name in slices_of(result.case, comparison.slice_pairs)]
             record["dataset"] = datasets[result.case.dataset]
             record["rank"] = ranks[result.case.key]
@@ -135,6 +141,15 @@ def _side(result: CaseResult, side: str, limit: int) -> dict[str, Any]:
             "error": plain(grade.error, 1000) if grade.error is not None else None,
         }
     )
+
+
+def _drawn(result: CaseResult, grade: Grade) -> str:
+    if grade.error is not None:
+        return "not judged"
+    if result.case.task == "generation":
+        return story.score(grade.score)
+    answer = grade.answer
+    return plain(result.case.choices[answer] if isinstance(answer, int) else answer or "no answer", NAME // 4)
 
 
 def _filled(record: dict[str, Any]) -> dict[str, Any]:

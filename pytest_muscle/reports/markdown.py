@@ -9,7 +9,7 @@ from pytest_muscle.comparison import Comparison
 from pytest_muscle.flips import Flip
 from pytest_muscle.metrics import Metrics
 from pytest_muscle.reports.explain import change
-from pytest_muscle.reports.story import amount, bounds, percent, ruled, score, sentences, worst_first
+from pytest_muscle.reports.story import amount, bounds, count, percent, ruled, score, sentences, worst_first
 from pytest_muscle.reports.text import one_line
 
 _MOST_ROWS = 20
@@ -48,6 +48,7 @@ def _lines(comparison: Comparison) -> Iterator[str]:
     if comparison.gates:
         yield from _gates(comparison)
     yield from _slices(comparison)
+    yield from _noise(comparison)
     yield from _adapter(comparison)
     yield from _worst(comparison)
     if comparison.notices:
@@ -141,6 +142,19 @@ def _slices(comparison: Comparison) -> Iterator[str]:
         slices.sort(key=lambda each: (-(each[1].nfr or 0.0), each[0]))
         yield from _rates("Slice, highest NFR first", slices[:_MOST_ROWS], "Slices")
         yield from _more(len(slices) - _MOST_ROWS, "slices")
+
+
+def _noise(comparison: Comparison) -> Iterator[str]:
+    noise = comparison.noise
+    if noise is None:
+        return
+    yield ""
+    own = f"; one of the old against another of its own in {percent(noise.self_flip_rate)}, the noise floor"
+    yield (
+        f"Asked {noise.draws_old:,} and {noise.draws_new:,} times: one draw of the new model flips against "
+        f"one of the old in {percent(noise.draw_nfr)}{own if noise.self_flip_rate is not None else ''}. "
+        f"{count(noise.unstable, 'case')} could as well have come out otherwise."
+    )
 
 
 def _adapter(comparison: Comparison) -> Iterator[str]:

@@ -20,7 +20,7 @@ HOSTILE = (
     "<img src=x onerror=\"document.title='owned'\"> | cell | `code` **bold** [link](http://evil.example) "
     "![image](http://evil.example/x.png) @everyone $x$ www.evil.example\n::error::forged\n##[error]forged\n"
     "%0A::error::forged \x1b[31mred\x1b]8;;http://evil.example\x07 "
-    "\u202egnorw \ud800 \x00 \u2028 &amp; {{ 7 * 7 }}"
+    "\u202egnorw \ud800 \x00 \u2028 &amp; {{ 777 * 777 }}"
 )
 
 
@@ -31,13 +31,20 @@ def write_lines(path: Path, records: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture
 def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
-    """Compare two recorded models: ``build(cases, old, new, **options)``, each a list of records."""
+    """Compare two recorded models: ``build(cases, old, new, **options)``, each a list of records.
+
+    Where a model was asked several times, a list of records stands for one.
+    """
 
     def run(cases: list[dict[str, Any]], old: list[Any], new: list[Any], **options: Any) -> Comparison:
         monkeypatch.chdir(tmp_path)
         write_lines(tmp_path / "golden.jsonl", cases)
         for side, said in (("old", old), ("new", new)):
-            records = [{"id": case["id"], **each} for case, each in zip(cases, said, strict=True)]
+            records = [
+                {"id": case["id"], "sample": i, **draw}
+                for case, each in zip(cases, said, strict=True)
+                for i, draw in enumerate(each if isinstance(each, list) else [each])
+            ]
             write_lines(tmp_path / f"{side}.jsonl", records)
         return compare("recorded:old.jsonl", "recorded:new.jsonl", "golden.jsonl", **options)
 

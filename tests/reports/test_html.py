@@ -188,11 +188,11 @@ def test_hostile_text_is_inert(hostile: Comparison) -> None:
         assert not [name for name in attributes if name.startswith("on")]
         targets = [str(attributes[name]) for name in ("href", "src", "action") if name in attributes]
         assert all(target.startswith(("#", "data:,")) for target in targets)
-    assert "49" not in page.partition("Every case")[2].partition("<script")[0]
+    assert "603729" not in page
     prompts = [case["prompt"] for case in embedded(reader)["cases"] if case["id"] == "b"]
     assert prompts[0].startswith("<script>document.title='owned'</script></template></script><!--<img")
     assert "\\x1b[31mred" in prompts[0]
-    assert "\\u202egnorw \\ud800 \\x00 \\u2028 &amp; {{ 7 * 7 }}" in prompts[0]
+    assert "\\u202egnorw \\ud800 \\x00 \\u2028 &amp; {{ 777 * 777 }}" in prompts[0]
 
 
 def test_policy_allows_the_pages_own_script_and_nothing_else(mixed: Comparison) -> None:
@@ -268,6 +268,26 @@ def test_training_in_vain_is_told(mixed: Comparison) -> None:
     assert "No adapter was worth keeping" in text
     assert "| without |" in text
     assert "| with |" not in text
+
+
+def test_noise_is_told(build: Any) -> None:
+    records = [{"id": str(i), "prompt": "?", "answer": "x"} for i in range(4)]
+    old = [[{"text": text} for text in draws] for draws in ("xxx", "xxx", "xxy", "xyx")]
+    new = [[{"text": text} for text in draws] for draws in ("xxx", "yyy", "yyx", "yzy")]
+    comparison = build(records, old, new, samples=3)
+    result = as_json(comparison)
+    reader = Reader(render_html(comparison))
+    figures = {str(a["data-at"]): text for a, text in reader.named("data")}
+    for name in ("draw_nfr", "self_flip_rate"):
+        assert shown(result["noise"][name], figures[f"/noise/{name}"])
+        assert figures[f"/noise/{name}"] in render_markdown(comparison)
+    carried = embedded(reader)["cases"]
+    assert [case["draws"][0] for case in carried] == [["x"] * 3, ["x"] * 3, ["x", "x", "y"], ["x", "y", "x"]]
+    assert carried[3]["draws"][1] == ["y", "z", "y"]
+    unstable = [bool(case.get("unstable")) for case in carried]
+    assert unstable == [result.draws.unstable for result in comparison.results]
+    assert figures["/noise/unstable"] == str(sum(unstable))
+    assert any(unstable)
 
 
 def runs(comparison: Comparison, *rates: float) -> list[Run]:

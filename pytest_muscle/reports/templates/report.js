@@ -5,7 +5,8 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const { datasets, flips } = data;
   const noSide = { text: "", answer: null, correct: null, score: null, loglikelihoods: [], error: null };
-  const noCase = { slices: [], delta: null, prompt: "", choices: [], answer: [], truth: [], margin: [], reason: "" };
+  const noCase = { slices: [], delta: null, prompt: "", choices: [], answer: [], truth: [], margin: [], reason: "",
+    draws: null, unstable: false };
   const cases = data.cases.map((each, place) => ({
     ...noCase, ...each, place, old: { ...noSide, ...each.old }, new: { ...noSide, ...each.new },
   }));
@@ -93,7 +94,7 @@
     const flip = make("span", { class: `chip ${each.flip}` }, `${flips[each.flip].symbol} ${flips[each.flip].words}`);
     const line = make("tr", { "data-place": each.place },
       make("th", { scope: "row" }, button, tags ? make("bdi", { class: "tags" }, tags) : null),
-      make("td", { class: "brief" }, flip),
+      make("td", { class: "brief" }, flip, each.unstable ? make("span", { class: "chip inconclusive" }, "≈ unstable") : null),
       make("td", { class: "answer", "data-label": "old" }, make("bdi", {}, brief(each, each.old))),
       make("td", { class: "answer", "data-label": "new" }, make("bdi", {}, brief(each, each.new))),
       make("td", { class: "brief n" }, each.delta === null ? "" : change(each.delta)),
@@ -126,8 +127,12 @@
         make("a", { href: `#${link}` }, "link to this case"), ` · ${datasets[each.dataset]}`),
       make("h3", {}, "Prompt"), make("pre", { tabindex: "0" }, each.prompt),
       ...(each.choices.length ? choices(each) : texts(each)),
+      ...(each.draws ? draws(each) : []),
     ];
   };
+
+  const draws = (each) => ["Old", "New"].map((title, i) =>
+    make("p", { class: "note" }, `${title}, asked ${each.draws[i].length} times: `, make("bdi", {}, each.draws[i].join(" · "))));
 
   const worth = (side) => {
     if (side.error) return `not judged: ${side.error}`;
