@@ -5,70 +5,30 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import math
-import shutil
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig
-
-from pytest_muscle.adapter.answers import Answers, ask_loaded, restore
-from pytest_muscle.adapter.config import CompatibilityConfig, Recipe, TaskConfig
-from pytest_muscle.adapter.data import Collator, Examples, encode_cases, read_cases, split_cases
-from pytest_muscle.adapter.folder import REPORT, RunFolder, disk_errors_explained
-from pytest_muscle.adapter.heads import find_output_layer
+from pytest_muscle.adapter.config import CompatibilityConfig, TaskConfig
+from pytest_muscle.adapter.data import read_cases
+from pytest_muscle.adapter.folder import RunFolder, disk_errors_explained
 from pytest_muscle.adapter.overlap import refuse_overlaps
 from pytest_muscle.adapter.processes import Processes, random_state_kept
-from pytest_muscle.adapter.progress import Event, Note, Progress, Stage, Validated, silent
-from pytest_muscle.adapter.report import (
-    SCHEMA,
-    AdapterResult,
-    peak_memory,
-    result_from_report,
-    versions,
-    write_report,
-)
-from pytest_muscle.adapter.selection import Validation, select_epoch, select_recipe
-from pytest_muscle.adapter.student import Student, build_student
-from pytest_muscle.adapter.teachers import LiveTeacher, StartingTeacher, StateCache, Teacher
-from pytest_muscle.adapter.trainer import (
-    AdapterTrainer,
-    AfterEpoch,
-    Lesson,
-    last_checkpoint,
-    training_arguments,
-)
+from pytest_muscle.adapter.progress import Progress, silent
+from pytest_muscle.adapter.report import SCHEMA, AdapterResult, result_from_report
+from pytest_muscle.adapter.sides import Side, require_same_tokenizer
+from pytest_muscle.adapter.stages import Training
 from pytest_muscle.errors import MuscleError
-from pytest_muscle.grading import grade, make_similarity
 from pytest_muscle.models import ModelOptions
-from pytest_muscle.models.checkpoint import (
-    Checkpoint,
-    converted_gguf,
-    load_model,
-    load_tokenizer,
-    resolve_checkpoint,
-    resolve_device,
-)
-from pytest_muscle.models.local.encoding import Encoder, context_length
+from pytest_muscle.models.checkpoint import Checkpoint, resolve_checkpoint, resolve_device
 from pytest_muscle.models.quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import torch
-
-    from pytest_muscle.adapter.data import Example
-    from pytest_muscle.adapter.heads import OutputLayer
     from pytest_muscle.golden import GoldenCase
 
 _ELSEWHERE = ("recorded:", "lm-eval:", "inspect:", "promptfoo:", "openai:", "python:")
-_COMPARED = 1000
-_CROSS_ENTROPY = Recipe(cross_entropy_weight=1.0)
-_CACHE_TOKENS = {"cpu": 1024}
-_CACHE_TOKENS_ELSEWHERE = 16384
-_NO_LIMIT = 10**9
 
 
 def train_compatibility_adapter(
@@ -158,14 +118,14 @@ def _run(
     with quiet(), random_state_kept(), disk_errors_explained(output.parent):
         processes = Processes(resolve_device(options.device))
         *old, student = checkpoints.values()
-        sides = {"student": _Side.open(student, options)}
+        sides = {"student": Side.open(student, options)}
         if old:
-            sides["old"] = _Side.open(old[0], options)
+            sides["old"] = Side.open(old[0], options)
             require_same_tokenizer(sides["old"], sides["student"], cases)
         if processes.first:
             folder.begin()
         processes.wait()
-        training = _Training(sides, cases, config, options, folder, processes, progress)
+        training = Training(sides, cases, config, options, folder, processes, progress)
         result = training.run(
             {
                 "schema": SCHEMA,
@@ -185,366 +145,3 @@ def _content(case: GoldenCase) -> dict[str, Any]:
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class _Side:
-    """A model that is not in memory yet."""
-
-    checkpoint: Checkpoint
-    options: ModelOptions
-    encoder: Encoder
-
-    @classmethod
-    def open(cls, checkpoint: Checkpoint, options: ModelOptions) -> _Side:
-        trust = options.trust_remote_code
-        tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust)
-        directory = converted_gguf(checkpoint.base) if checkpoint.base.is_file() else checkpoint.base
-        length = context_length(AutoConfig.from_pretrained(directory, trust_remote_code=trust), tokenizer)
-        return cls(checkpoint, options, Encoder(tokenizer, length, options.system_prompt))
-
-    def load(self, device: torch.device) -> Any:
-        model = load_model(
-            self.checkpoint,
-            device=str(device),
-            dtype=self.options.dtype,
-            trust_remote_code=self.options.trust_remote_code,
-        )
-        return model.requires_grad_(False)
-
-
-def require_same_tokenizer(old: _Side, new: _Side, cases: Sequence[GoldenCase]) -> None:
-    """Raise ``MuscleError`` unless both models cut the training texts into the same tokens."""
-    tokenizers: list[Any] = [old.encoder.tokenizer, new.encoder.tokenizer]
-    vocabularies = [tokenizer.get_vocab() for tokenizer in tokenizers]
-    texts = [
-        text for case in cases[:_COMPARED] for text in (case.prompt, *case.choices, *map(str, case.answer))
-    ]
-    if vocabularies[0] == vocabularies[1] and all(
-        tokenizers[0].encode(text) == tokenizers[1].encode(text) for text in texts
-    ):
-        return
-    raise MuscleError(
-        f"the old model {old.checkpoint.spec!r} ({len(vocabularies[0])} tokens) and the new model "
-        f"{new.checkpoint.spec!r} ({len(vocabularies[1])} tokens) have different tokenizers; compatibility "
-        "adapters between tokenizers are not supported yet: take an old and a new model of one family"
-    )
-
-
-class _Training:
-    """One training. A resumed run finds each stage done, in the run's folder, or does it again."""
-
-    def __init__(
-        self,
-        sides: Mapping[str, _Side],
-        cases: Sequence[GoldenCase],
-        config: CompatibilityConfig | TaskConfig,
-        options: ModelOptions,
-        folder: RunFolder,
-        processes: Processes,
-        progress: Progress,
-    ) -> None:
-        self.sides = sides
-        self.config = config
-        self.options = options
-        self.folder = folder
-        self.processes = processes
-        self.progress = progress if processes.first else silent
-        self.similarity = make_similarity(device=options.device)
-        self.notes: list[str] = []
-        self.began = time.monotonic()
-        self.train_cases, self.cases = split_cases(cases, config.validation_share, config.seed)
-        self.examples = self._encode()
-        self.old: Answers | None = None
-        self.new: Validation | None = None
-        self.epochs: list[Validation] = []
-
-    def run(self, about: Mapping[str, Any]) -> AdapterResult:
-        """Train, choose the epoch, write the adapter."""
-        old_teacher = self._learn_old()
-        student = build_student(self.sides["student"].load(self.processes.device), self.config)
-        for note in student.notes:
-            self._note(note)
-        self.new = self._validate_new(student)
-        lesson = self._lesson(student, old_teacher)
-        pilots = self._pilots(student, lesson)
-        if pilots and self.new:
-            chosen = select_recipe([validation for _, validation in pilots], self.new)
-            lesson = replace(lesson, recipe=pilots[chosen][0])
-        trainer = self._train(student, lesson)
-        kept = self._kept()
-        report = {**about, **self._report(student, lesson, pilots, trainer, kept)}
-        report = json.loads(json.dumps(report, allow_nan=False))
-        if self.processes.first:
-            self._finish(kept, report)
-        self.processes.wait()
-        return result_from_report(report, self.folder.output)
-
-    # Texts and answers ----------------------------------------------------------------------------
-
-    def _encode(self) -> Examples:
-        limit = min(side.encoder.max_length for side in self.sides.values())
-        limit = min(limit, self.config.max_length or limit)
-        # The encoder's own limit is for prompts; texts are cut here, and that is said.
-        encoder = Encoder(self.sides["student"].encoder.tokenizer, _NO_LIMIT, self.options.system_prompt)
-        examples = encode_cases([*self.train_cases, *self.cases], encoder, self.config, limit)
-        for count, what in ((examples.truncated, "truncated"), (examples.dropped, "dropped")):
-            if count:
-                self._note(f"{count} training texts longer than {limit} tokens were {what}")
-        return examples
-
-    def _texts(self, *, validation: bool) -> list[Example]:
-        first = len(self.train_cases)
-        return [text for text in self.examples.texts if (text.case >= first) is validation]
-
-    def _collator(self) -> Collator:
-        tokenizer: Any = self.sides["student"].encoder.tokenizer
-        return Collator(int(tokenizer.pad_token_id), self.config.tokens == "answer")
-
-    def _answers(self, side: str, model: Any) -> Answers:
-        """A model's graded answers to the validation records; the processes share the work."""
-        encoder, tokens = self.sides[side].encoder, self.options.batch_tokens
-        responses = self.processes.share_out(
-            self.cases, lambda mine: ask_loaded(model, encoder, mine, tokens)
-        )
-        return Answers(tuple(responses), tuple(grade(self.cases, responses, self.similarity)))
-
-    def _judged(self, answers: Answers, epoch: int = 0, loss: float | None = None) -> Validation:
-        nfr = answers.negative_flips(self.old, self.cases) if self.old else None
-        return Validation(answers.accuracy, answers.standard_error(), nfr, loss, epoch)
-
-    def _validate(self, student: Student, trainer: AdapterTrainer, epoch: int) -> Validation:
-        if not self.cases:
-            return Validation(epoch=epoch)
-        answers = self._answers("student", student.model.get_base_model())
-        loss = trainer.mean_loss(self._texts(validation=True))
-        validation = self._judged(answers, epoch, loss)
-        self._emit(Validated(str(trainer.lesson.recipe), validation))
-        return validation
-
-    # Old and new model ----------------------------------------------------------------------------
-
-    def _recipes(self) -> tuple[Recipe, ...]:
-        if not isinstance(self.config, CompatibilityConfig):
-            return (_CROSS_ENTROPY,)
-        if isinstance(self.config.recipe, Recipe):
-            return (self.config.recipe,)
-        return self.config.candidates
-
-    def _cached(self) -> bool:
-        return isinstance(self.config, CompatibilityConfig) and self.config.teacher == "cached"
-
-    def _learn_old(self) -> _Source | None:
-        """What the old model answers, and what it says of every token."""
-        if "old" not in self.sides:
-            return None
-        cache = StateCache(self.folder.path / "old_states")
-        needed = any(recipe.uses_old for recipe in self._recipes())
-        saved = self.folder.read("old_answers.json") if self.cases else []
-        if saved is not None:
-            self.old = restore(saved, self.cases, self.similarity) if self.cases else None
-            if not needed:
-                return None
-            if self._cached() and cache.complete:
-                return self._source(cache)
-        self._emit(Stage("old model: answers and probabilities"))
-        model = self.sides["old"].load(self.processes.device)
-        if self.cases and saved is None:
-            self.old = self._answers(
-                "old", model if not hasattr(model, "get_base_model") else model.get_base_model()
-            )
-            self._remember("old_answers.json", self.old.to_json())
-        if not needed:
-            return None
-        output = find_output_layer(model)
-        if self._cached() and output:
-            self._fill(cache, model, output)
-            return self._source(cache)
-        if self._cached():
-            self._note("the old model's logits are no plain function of hidden states: it stays in memory")
-        return _Source(LiveTeacher(model, output), _vocabulary(model))
-
-    def _validate_new(self, student: Student) -> Validation | None:
-        if not self.cases:
-            return None
-        saved = self.folder.read("new_answers.json")
-        if saved is None:
-            self._emit(Stage("new model: answers"))
-            answers = self._answers("student", student.model.get_base_model())
-            self._remember("new_answers.json", answers.to_json())
-        else:
-            answers = restore(saved, self.cases, self.similarity)
-        validation = self._judged(answers)
-        self._emit(Validated("before training", validation))
-        return validation
-
-    def _lesson(self, student: Student, old: _Source | None) -> Lesson:
-        vocabulary = _vocabulary(student.model)
-        if old:
-            vocabulary = min(vocabulary, old.vocabulary)
-        highest = max(max(example.tokens) for example in self.examples.texts)
-        if highest >= vocabulary:
-            raise MuscleError(
-                f"the training texts use token {highest}, but the models have only {vocabulary} in common; "
-                "is the tokenizer that of the models?"
-            )
-        new: Teacher | None = None
-        if old and any(recipe.uses_new for recipe in self._recipes()):
-            new = self._new_teacher(student)
-        return Lesson(
-            self.examples.texts,
-            self._collator(),
-            self._recipes()[0],
-            old.teacher if old else None,
-            new,
-            vocabulary,
-        )
-
-    def _new_teacher(self, student: Student) -> Teacher:
-        if not self._cached() or student.output is None:
-            student.keep_start()
-            return StartingTeacher(student)
-        cache = StateCache(self.folder.path / "new_states")
-        if not cache.complete:
-            self._emit(Stage("new model: probabilities"))
-            self._fill(cache, student.model.get_base_model().eval(), student.output)
-        return self._source(cache).teacher
-
-    def _fill(self, cache: StateCache, model: Any, output: OutputLayer) -> None:
-        tokens = self.options.batch_tokens or _CACHE_TOKENS.get(
-            self.processes.device.type, _CACHE_TOKENS_ELSEWHERE
-        )
-        share = (self.processes.number, self.processes.count)
-        cache.write(model, output, self.examples.texts, self._collator(), tokens, share, self.processes.wait)
-
-    def _source(self, cache: StateCache) -> _Source:
-        answer_only = self._collator().answer_only
-        teacher = cache.open(self.examples.texts, answer_only, self.processes.device)
-        return _Source(teacher, len(teacher.weight))
-
-    # Training -------------------------------------------------------------------------------------
-
-    def _pilots(self, student: Student, lesson: Lesson) -> list[tuple[Recipe, Validation]]:
-        """A short run of each candidate, where there are several."""
-        recipes = self._recipes()
-        if len(recipes) == 1:
-            return []
-        assert isinstance(self.config, CompatibilityConfig)
-        texts = self._texts(validation=False)
-        per_step = self.config.batch_size * self.config.gradient_accumulation * self.processes.count
-        steps = self.config.epochs * math.ceil(len(texts) / per_step)
-        arguments = training_arguments(
-            self.config,
-            self.folder.path / "pilots",
-            self.processes.device,
-            max_steps=max(1, round(self.config.pilot_share * steps)),
-            checkpoints=False,
-        )
-        done = [Validation(**fields) for fields in self.folder.read("pilots.json") or ()]
-        for recipe in recipes[len(done) :]:
-            self._emit(Stage(f"pilot, {recipe}"))
-            student.reset()
-            trainer = AdapterTrainer(student, replace(lesson, recipe=recipe), texts, arguments, self.progress)
-            trainer.train()
-            done.append(self._validate(student, trainer, 0))
-            self._remember("pilots.json", [asdict(validation) for validation in done])
-        return list(zip(recipes, done, strict=True))
-
-    def _train(self, student: Student, lesson: Lesson) -> AdapterTrainer:
-        self._emit(Stage(f"training, {lesson.recipe}"))
-        student.reset()
-        steps = self.folder.path / "steps"
-        self.epochs = [Validation(**fields) for fields in self.folder.read("epochs.json") or ()]
-        after = AfterEpoch(lambda epoch: self._after_epoch(student, trainer, epoch))
-        arguments = training_arguments(self.config, steps, self.processes.device)
-        trainer = AdapterTrainer(
-            student, lesson, self._texts(validation=False), arguments, self.progress, [after]
-        )
-        checkpoint = self.processes.from_first(lambda: last_checkpoint(steps))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        return trainer
-
-    def _after_epoch(self, student: Student, trainer: AdapterTrainer, epoch: int) -> None:
-        validation = self._validate(student, trainer, epoch)
-        # An epoch that is trained again after a crash takes its old place.
-        self.epochs = [earlier for earlier in self.epochs if earlier.epoch < epoch] + [validation]
-        kept = self._kept()
-        if kept is validation:
-            trainer.save_model(str(self.folder.path / f"epoch-{epoch}"))
-        self._remember("epochs.json", [asdict(each) for each in self.epochs])
-        if self.processes.first:
-            for path in self.folder.path.glob("epoch-*"):
-                if kept is None or path.name != f"epoch-{kept.epoch}":
-                    shutil.rmtree(path)
-
-    def _kept(self) -> Validation | None:
-        if not self.cases:
-            return self.epochs[-1]
-        return select_epoch(self.epochs, self.new, self.config.selection)
-
-    def _report(
-        self,
-        student: Student,
-        lesson: Lesson,
-        pilots: Sequence[tuple[Recipe, Validation]],
-        trainer: AdapterTrainer,
-        kept: Validation | None,
-    ) -> dict[str, Any]:
-        base: Any = student.model.get_base_model()
-        return {
-            "base": base.name_or_path,
-            "texts": len(self.examples.texts),
-            "truncated": self.examples.truncated,
-            "dropped": self.examples.dropped,
-            "validation_records": len(self.cases),
-            "config": asdict(self.config),
-            "recipe": str(lesson.recipe),
-            "rank": student.rank,
-            "validation": {
-                "old": asdict(self._judged(self.old)) if self.old else None,
-                "new": asdict(self.new) if self.new else None,
-            },
-            "pilots": [{"recipe": str(recipe), "validation": asdict(v)} for recipe, v in pilots],
-            "epochs": [asdict(validation) for validation in self.epochs],
-            "kept": asdict(kept) if kept else None,
-            "notes": self.notes,
-            "steps": [entry for entry in trainer.state.log_history if "from_old" in entry],
-            "seconds": round(time.monotonic() - self.began, 2),
-            "peak_memory": peak_memory(),
-            "versions": versions(),
-        }
-
-    def _finish(self, kept: Validation | None, report: Mapping[str, Any]) -> None:
-        if kept is None:
-            self.folder.write(REPORT, report)
-            self.folder.keep_only(REPORT)
-        else:
-            result = self.folder.path / f"epoch-{kept.epoch}"
-            write_report(result, report)
-            self.folder.publish(result)
-
-    def _remember(self, name: str, content: Any) -> None:
-        if self.processes.first:
-            self.folder.write(name, content)
-        self.processes.wait()
-
-    def _emit(self, event: Event) -> None:
-        self.progress(event)
-
-    def _note(self, text: str) -> None:
-        self.notes.append(text)
-        self._emit(Note(text))
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """A teacher, and how many vocabulary entries it knows."""
-
-    teacher: Teacher
-    vocabulary: int
-
-
-def _vocabulary(model: Any) -> int:
-    layer = model.get_output_embeddings()
-    weight = getattr(layer, "weight", None)
-    return int(model.config.vocab_size) if weight is None else len(weight)
