@@ -74,6 +74,15 @@ def test_hostile_text_forges_nothing(hostile: Comparison, tmp_path: Path) -> Non
         assert "%0A::error" not in message.replace("%250A", "")
 
 
+def test_names_cannot_end_a_property(build: Any, tmp_path: Path) -> None:
+    case = {"id": "a", "prompt": "?", "answer": "x", "tags": {"t": "a:b,c%"}}
+    slices = {"t=a:b,c%": {"max_nfr": 0.0}}
+    comparison = build([case], [{"text": "x"}], [{"text": "y"}], thresholds={"slices": slices})
+    (gate, _) = parsed(commands(comparison, tmp_path, {}))
+    title = gate[1]["title"].replace("%3A", ":").replace("%2C", ",").replace("%25", "%")
+    assert title == "gate[t=a:b,c%:max_nfr] failed"
+
+
 @given(st.text(alphabet=":#[ \nerror%0A", max_size=40))
 def test_log_has_no_command_in_it(text: str) -> None:
     for line in defuse(text).split("\n"):
