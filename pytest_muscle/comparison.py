@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_muscle.accepted import AcceptedFlips, StaleFlip
+from pytest_muscle.bias import Bias, bias_of, inherited_by_slice, inherited_errors, plain_rate
+from pytest_muscle.evidence import Rate
 from pytest_muscle.flips import CaseResult, Flip
 from pytest_muscle.gates import Gate, Judge, Outcome, Verdict, decide
 from pytest_muscle.golden import GoldenCase
@@ -104,6 +106,21 @@ class Comparison:
         return measured
 
     @cached_property
+    def bias(self) -> dict[str, tuple[Bias, Bias]]:
+        """The old and the new model's bias on each dataset that tells of any."""
+        measured = {name: bias_of(results) for name, results in self._by_dataset(self.results).items()}
+        return {name: bias for name, bias in measured.items() if bias is not None}
+
+    @cached_property
+    def inherited(self) -> dict[str, dict[str, Rate]]:
+        """The errors that the adapter took over from the old model, by dataset and slice; ``""`` is all."""
+        rates = {}
+        for name, results in self._by_dataset(self.results).items():
+            if (whole := inherited_errors(results)) is not None:
+                rates[name] = {"": whole, **inherited_by_slice(results, self.slice_pairs)}
+        return rates
+
+    @cached_property
     def noise(self) -> Noise | None:
         """What flips by drawing alone; None where every case was asked once."""
         return noise_of(self.results)
@@ -186,6 +203,7 @@ class Comparison:
                         key: metrics.to_dict() | {"few": metrics.is_small}
                         for key, metrics in dataset.slices.items()
                     },
+                    **self._bias(name),
                     "worst_slice": (worst := dataset.worst_slice) and worst.to_dict(),
                 }
                 for name, dataset in self.datasets.items()
@@ -194,6 +212,14 @@ class Comparison:
             "noise": self.noise and self.noise.to_dict(),
             "adapter": self._adapter(),
             "cases": [self._case(result) for result in self.results],
+        }
+
+    def _bias(self, dataset: str) -> dict[str, Any]:
+        bias, rates = self.bias.get(dataset), self.inherited.get(dataset)
+        inherited = {name: plain_rate(rate) for name, rate in (rates or {}).items()}
+        return {
+            "bias": bias and {"old": bias[0].to_dict(), "new": bias[1].to_dict()},
+            "inherited_errors": {**inherited.pop(""), "slices": inherited} if inherited else None,
         }
 
     def _adapter(self) -> dict[str, Any] | None:
@@ -206,6 +232,7 @@ class Comparison:
             "before": self.adapter.before.metrics.to_dict(),
             "after": self.adapter.after.metrics.to_dict() if self.adapter.after else None,
             "notes": list(self.adapter.notes),
+            "bias_before": {name: bias[1].to_dict() for name, bias in self.adapter.before.bias.items()},
         }
 
     def _repr_html_(self) -> str:

@@ -58,7 +58,8 @@ class CaseResult:
     """One golden case under both models; ``flip`` is None where a response could not be judged.
 
     ``delta`` is the new score less the old one: D(x) for generation, else -1, 0 or 1. Where a model
-    was asked several times, the response is one of the majority's, and ``draws`` holds them all.
+    was asked several times, the response is one of the majority's, and ``draws`` holds them all. Where
+    the new model has a compatibility adapter, ``unmended`` is what it is worth without.
     """
 
     case: GoldenCase
@@ -69,6 +70,7 @@ class CaseResult:
     flip: Flip | None
     delta: float | None
     draws: Draws | None = None
+    unmended: Grade | None = None
 
     @property
     def error(self) -> str | None:

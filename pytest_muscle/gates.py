@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from pytest_muscle.bias import inherited_errors
 from pytest_muscle.evidence import AccuracyDrop, Evidence, MeanLoss, Rate
 from pytest_muscle.flips import CaseResult, Flip
 from pytest_muscle.golden import GoldenCase
@@ -27,13 +28,15 @@ _LEAST = 1e-12
 class Budget:
     """What a threshold's name stands for: the figure's evidence, and the flips the budget pays for.
 
-    ``is_for_flips`` says whether setting it means that single flips need not fail.
+    ``is_for_flips`` says whether setting it means that single flips need not fail, ``nothing`` why the
+    figure may not exist.
     """
 
     measure: Callable[[Sequence[CaseResult]], Evidence | None]
     flips: frozenset[Flip] = frozenset()
     needs: Callable[[GoldenCase], bool] = lambda case: True
     is_for_flips: bool = True
+    nothing: str = "no case could be judged"
 
 
 def _is_answered(case: GoldenCase) -> bool:
@@ -81,6 +84,12 @@ BUDGETS: Mapping[str, Budget] = {
     "max_mean_regression": Budget(_mean_regression, needs=lambda case: not _is_answered(case)),
     "max_error_rate": Budget(_errors, is_for_flips=False),
     "max_excess_nfr": Budget(excess_of),
+    "max_inherited_error_rate": Budget(
+        inherited_errors,
+        needs=_is_answered,
+        is_for_flips=False,
+        nothing="no adapter was trained, or it had no right answer to lose",
+    ),
 }
 
 
@@ -157,7 +166,7 @@ class Gate:
                 return (
                     f"{self.answered} of {self.cases} cases answered: {self.name} cannot be judged on a part"
                 )
-            return f"none of {self.cases} cases could be judged: {self.name} says nothing"
+            return f"{self.name} has nothing to judge: {BUDGETS[self.name].nothing}"
         measured = self.name.removeprefix("max_")
         bounds = f" (95% interval {self.interval[0]:.4f} to {self.interval[1]:.4f})" if self.interval else ""
         bounds += f" without {self.accepted} accepted" if self.accepted else ""

@@ -20,6 +20,7 @@ THRESHOLDS = (
     "max_mean_regression",
     "max_error_rate",
     "max_excess_nfr",
+    "max_inherited_error_rate",
 )
 Decision = Literal["point", "significant", "assured"]
 AdapterMode = Literal["off", "auto", "always"]

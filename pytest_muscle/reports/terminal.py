@@ -8,14 +8,18 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pytest_muscle.comparison import Comparison, TrainedAdapter
-from pytest_muscle.flips import Draws, Flip
+from pytest_muscle.flips import Flip
 from pytest_muscle.gates import Gate, Ruling, Verdict
 from pytest_muscle.metrics import FEW, Metrics
+from pytest_muscle.reports.evidence import (
+    bias_rows,
+    inherited_sentences,
+    noise_sentences,
+    worst_slice_sentences,
+)
 from pytest_muscle.reports.explain import change
-from pytest_muscle.reports.story import count
 from pytest_muscle.reports.text import one_line
-from pytest_muscle.sampling import Noise
-from pytest_muscle.statistics import ALPHA, Interval
+from pytest_muscle.statistics import Interval
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -63,19 +67,23 @@ def _parts(comparison: Comparison) -> Iterator[RenderableType]:
     if comparison.metrics.score_old is not None:
         yield _scores(comparison)
     yield _rates(comparison)
-    if comparison.noise is not None:
-        yield "\n".join([*_noise(comparison.noise), *_unstable(comparison), ""])
+    if noise := list(noise_sentences(comparison)):
+        yield "\n  ".join(noise) + "\n"
     if gates := [gate for gate in comparison.gates if gate.answered]:
         gates.sort(key=lambda gate: _ORDER.index(gate.ruling))
         yield _gates(gates)
         yield "\n".join(_of_gates(gates))
     if slices := _worst_slices(comparison):
         yield _table_of_slices(slices)
-        yield "\n".join([*_worst_slice(comparison), ""])
+        yield "\n".join([*worst_slice_sentences(comparison), ""])
+    if bias := list(bias_rows(comparison)):
+        yield _bias(bias)
     if regressions := _regressions(comparison):
         yield "\n".join(["worst regressions", *regressions, ""])
     if comparison.adapter is not None:
         yield from _adapter(comparison.adapter)
+    if inherited := list(inherited_sentences(comparison)):
+        yield "\n".join([*inherited, ""])
     yield _outcomes(comparison)
     for notice in comparison.notices:
         yield f"note: {one_line(notice, 400)}"
@@ -216,53 +224,11 @@ def _table_of_slices(slices: Sequence[tuple[str, Metrics]]) -> Table:
     return table
 
 
-def _worst_slice(comparison: Comparison) -> Iterator[str]:
-    for name, dataset in comparison.datasets.items():
-        worst = dataset.worst_slice
-        if worst is None:
-            continue
-        where = f"{one_line(name, 60)} " if len(comparison.datasets) > 1 else ""
-        part = one_line(worst.slice, 60)
-        searched = f"p = {worst.p:.2g}, corrected for {count(worst.searched, 'slice')} searched"
-        if worst.p > 2 * ALPHA:
-            yield f"{where}no slice stands out: what {part} lost may be chance ({searched})"
-        else:
-            yield (
-                f"{where}{part} stands out: NFR {_rate(worst.nfr)} of {worst.n:,} cases, "
-                f"{_rate(worst.nfr_elsewhere)} elsewhere ({searched})"
-            )
-
-
-def _noise(noise: Noise) -> Iterator[str]:
-    def shown(name: str) -> str:
-        return f"{_rate(getattr(noise, name))} [{_bounds(noise.intervals.get(name))}]"
-
-    asked = f"draws of the old model {noise.draws_old}, of the new one {noise.draws_new}"
-    yield f"noise ({asked}; NFR above is of their majorities)"
-    yield f"  one draw of the new model flips against one of the old: {shown('draw_nfr')}"
-    if noise.self_flip_rate is not None:
-        yield f"  one draw of the old model flips against another: {shown('self_flip_rate')}, the noise floor"
-        yield f"  excess over the floor: {shown('excess_nfr')}"
-    if noise.delta_error is not None:
-        distance = "-" if noise.delta_errors is None else f"{noise.delta_errors:+.1f}"
-        yield f"  mean D is {distance} standard errors of drawing ({noise.delta_error:.4f} each)"
-    yield f"  {count(noise.unstable, 'unstable case')}: drawn again, the verdict may differ"
-
-
-def _unstable(comparison: Comparison) -> Iterator[str]:
-    for result in comparison.unstable[:_MOST_REGRESSIONS]:
-        assert result.draws is not None
-        name = f"{one_line(result.case.dataset, 60)}::{one_line(result.case.id, 60)}"
-        yield f"    {name}  {change(result)}{_right_draws(result.draws)}"
-    if len(comparison.unstable) > _MOST_REGRESSIONS:
-        yield f"    ... and {len(comparison.unstable) - _MOST_REGRESSIONS:,} more"
-
-
-def _right_draws(draws: Draws) -> str:
-    if any(grade.correct is None for _, grade in draws.old):
-        return ""
-    old, new = (f"{sum(bool(g.correct) for _, g in side)}/{len(side)}" for side in (draws.old, draws.new))
-    return f", right in {old} draws -> {new}"
+def _bias(rows: Sequence[tuple[str, ...]]) -> Table:
+    table = _table(*rows[0])
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
 
 
 def _regressions(comparison: Comparison) -> list[str]:
