@@ -78,7 +78,7 @@ CANDIDATES = (
     Recipe("old_only"),
     Recipe("student_wrong"),
     Recipe("truth_weighted"),
-    Recipe("student_wrong", cross_entropy_weight=0.5),
+    Recipe("truth_weighted", cross_entropy_weight=0.5),
 )
 """What ``recipe="auto"`` tries: the best one depends on the kind of update."""
 
@@ -99,7 +99,7 @@ class TrainingConfig:
     alpha: float = 32.0
     targets: tuple[str, ...] = ()
     dropout: float = 0.0
-    learning_rate: float = 2e-4
+    learning_rate: float = 5e-4
     schedule: Schedule = "cosine"
     warmup_steps: float = 0.05
     weight_decay: float = 0.0
@@ -110,7 +110,7 @@ class TrainingConfig:
     validation_share: float = 0.2
     seed: int = 0
     tokens: Tokens = "all"
-    texts: Texts = "answer"
+    texts: Texts = "choices"
     max_length: int | None = None
     overlong: Overlong = "truncate"
     save_steps: int = 50
@@ -147,9 +147,9 @@ class CompatibilityConfig(TrainingConfig):
     is not below the new model's (within its standard error), ``validation_loss`` is the paper's rule.
     """
 
-    recipe: Recipe | Literal["auto"] = Recipe()
+    recipe: Recipe | Literal["auto"] = "auto"
     candidates: tuple[Recipe, ...] = CANDIDATES
-    pilot_share: float = 0.25
+    pilot_share: float = 0.2
     teacher: TeacherMode = "cached"
     selection: Selection = "nfr"
 
@@ -169,8 +169,9 @@ class CompatibilityConfig(TrainingConfig):
     def preset(cls, name: str, **changes: Any) -> CompatibilityConfig:
         """The settings called ``name``, with changes.
 
-        ``default`` is what measured best, ``auto`` lets short runs choose the recipe, ``paper`` is
-        equation 1 with the hyperparameters of table 8.
+        ``default`` lets short runs choose the recipe. ``compressed`` is for a new model that is the old one
+        quantised or pruned: there the old model is the better teacher everywhere. ``paper`` is equation 1
+        with the hyperparameters of table 8.
         """
         try:
             settings = PRESETS[name]
@@ -208,6 +209,7 @@ class TaskConfig(TrainingConfig):
     """How a task adapter is trained: plain cross-entropy, on the answers unless ``tokens`` says otherwise."""
 
     tokens: Tokens = "answer"
+    texts: Texts = "answer"
     selection: TaskSelection = "accuracy"
 
     def __post_init__(self) -> None:
@@ -217,7 +219,7 @@ class TaskConfig(TrainingConfig):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "auto": {"recipe": "auto"},
+    "compressed": {"recipe": Recipe("old_only")},
     "paper": {
         "recipe": Recipe("student_wrong", temperature=2.0),
         "rank": 128,
@@ -228,6 +230,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gradient_accumulation": 8,
         "batch_size": 1,
         "epochs": 10,
+        "texts": "answer",
         "selection": "validation_loss",
     },
 }

@@ -115,7 +115,7 @@ def token_loss(
     """The loss summed over n tokens.
 
     ``targets`` [n] are the tokens that follow, ``sequence`` [n] the text each belongs to, ``truthful``
-    [n] marks those that the cross-entropy may learn (default: all).
+    [n] marks those of right texts (default: all): the cross-entropy learns only these.
     """
     problem = _Problem(student, old, new, targets, recipe, sequence, truthful)
     total, from_old = _FusedLoss.apply(student.states, problem)  # type: ignore[no-untyped-call]
@@ -176,7 +176,14 @@ class _Problem:
             "new": self.new.rows(rows) if self.new and mask in masks.USES_NEW else None,
         }
         weight = (
-            masks.old_weight(mask, logits, known["old"], known["new"], self.targets[rows])
+            masks.old_weight(
+                mask,
+                logits,
+                known["old"],
+                known["new"],
+                self.targets[rows],
+                truthful=None if self.truthful is None else self.truthful[rows],
+            )
             if text_weights is None
             else text_weights[rows]
         ).to(logits.dtype)

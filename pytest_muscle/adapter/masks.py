@@ -23,16 +23,18 @@ def old_weight(
     new: Tensor | None,
     targets: Tensor,
     sequence: Tensor | None = None,
+    truthful: Tensor | None = None,
 ) -> Tensor:
     """The weight of the old teacher for each of n tokens, shape [n]; no gradient flows through it.
 
     ``student``, ``old`` and ``new`` are logits, [n, vocabulary]; only those that the mask uses are looked
-    at. ``targets`` [n] are the tokens that follow, ``sequence`` [n] the text that each belongs to.
+    at. ``targets`` [n] are the tokens that follow, ``sequence`` [n] the text that each belongs to,
+    ``truthful`` [n] whether that text is right (default: all are).
 
     ``student_wrong`` is the paper's mask (equation 2); ``old_correct``, ``old_only``,
     ``token_likelihood`` and ``sequence_likelihood`` (the summed log-likelihoods of the text's tokens are
     compared) are those of its ablation. ``truth_weighted`` is a soft mask, p_old(y) / (p_old(y) +
-    p_new(y)): each teacher counts as far as it believes in the text.
+    p_new(y)): each teacher counts as far as it believes in the text, in a wrong one as far as it does not.
     """
     if mask == "old_only":
         return torch.ones(len(targets), device=targets.device)
@@ -42,7 +44,8 @@ def old_weight(
         return (_given(old).argmax(-1) == targets).float()
     truth_old = target_loglikelihood(_given(old), targets)
     if mask == "truth_weighted":
-        return torch.sigmoid(truth_old - target_loglikelihood(_given(new), targets))
+        belief = truth_old - target_loglikelihood(_given(new), targets)
+        return torch.sigmoid(belief if truthful is None else torch.where(truthful, belief, -belief))
     truth_student = target_loglikelihood(_given(student), targets)
     if mask == "sequence_likelihood":
         return sequence_weight(truth_student, truth_old, _given(sequence))

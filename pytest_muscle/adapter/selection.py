@@ -51,12 +51,18 @@ def is_eligible(epoch: Validation, new: Validation) -> bool:
 
 def select_recipe(pilots: Sequence[Validation], new: Validation) -> int:
     """The number of the pilot to train to the end: of the eligible ones (else of all) that with the fewest
-    negative flips, then the highest accuracy. Losses of different recipes cannot be compared.
+    negative flips and lost accuracy together, then the highest accuracy.
+
+    A short run shows only the beginning of a fall in accuracy, so all of it counts. Losses of different
+    recipes cannot be compared.
     """
+
+    def price(number: int) -> tuple[float, float]:
+        pilot = pilots[number]
+        return _nfr(pilot) + max(0.0, _accuracy(new) - _accuracy(pilot)), -_accuracy(pilot)
+
     eligible = [number for number, pilot in enumerate(pilots) if is_eligible(pilot, new)]
-    return min(
-        eligible or range(len(pilots)), key=lambda number: (_nfr(pilots[number]), -_accuracy(pilots[number]))
-    )
+    return min(eligible or range(len(pilots)), key=price)
 
 
 def _accuracy(validation: Validation) -> float:

@@ -51,7 +51,7 @@ def test_recipes_out_of_range_are_named(setting, value):
 
 def test_the_recipe_cannot_be_chosen_without_validation():
     with pytest.raises(MuscleError, match="validation_share above 0"):
-        CompatibilityConfig(recipe="auto", validation_share=0.0)
+        CompatibilityConfig(validation_share=0.0)
 
 
 def test_paper_is_the_papers():
@@ -60,11 +60,12 @@ def test_paper_is_the_papers():
     assert (paper.rank, paper.alpha, paper.dropout, paper.targets) == (128, 256.0, 0.0, ())
     assert (paper.learning_rate, paper.warmup_steps, paper.weight_decay) == (1e-4, 500, 0.0)
     assert (paper.gradient_accumulation, paper.epochs, paper.validation_share) == (8, 10, 0.2)
-    assert (paper.selection, paper.tokens) == ("validation_loss", "all")
+    assert (paper.selection, paper.tokens, paper.texts) == ("validation_loss", "all", "answer")
 
 
 def test_presets_take_changes_and_refuse_unknown_ones():
-    assert CompatibilityConfig.preset("auto").recipe == "auto"
+    assert CompatibilityConfig.preset("compressed").recipe == Recipe("old_only")
+    assert CompatibilityConfig().recipe == "auto"
     assert CompatibilityConfig.preset("default") == CompatibilityConfig()
     assert CompatibilityConfig.preset("paper", epochs=1).epochs == 1
     with pytest.raises(MuscleError, match=", ".join(PRESETS)):

@@ -183,6 +183,21 @@ def test_wrong_choices_do_not_enter_the_cross_entropy():
     assert loss.total.item() == pytest.approx(expected.item(), abs=1e-12)
 
 
+def test_in_a_wrong_text_the_teacher_counts_that_believes_less_in_it():
+    (student, old, new), labels = batch(torch.float64, "none")
+    rows = [logits[:, :-1].flatten(0, 1) for logits in (student, old, new)]
+    targets = labels[:, 1:].flatten()
+    truthful = torch.arange(len(targets)) % 2 == 0
+    weight = old_weight("truth_weighted", *rows, targets, truthful=truthful)
+    p_old, p_new = (logits.softmax(-1)[torch.arange(len(targets)), targets] for logits in rows[1:])
+    expected = torch.where(truthful, p_old, p_new) / (p_old + p_new)
+    torch.testing.assert_close(weight, expected)
+    loss = token_loss(
+        *(TokenLogits(r, VOCABULARY) for r in rows), targets, Recipe("truth_weighted"), truthful=truthful
+    )
+    assert loss.from_old.item() == pytest.approx(expected.sum().item())
+
+
 def test_the_hard_masks_ask_each_teacher_for_its_own_tokens_only():
     (student, old, new), labels = batch(torch.float64, "none")
     rows, targets = student[:, :-1].flatten(0, 1), labels[:, 1:].flatten()

@@ -339,4 +339,6 @@ def test_the_best_pilot():
     pilots = [epoch(0, 0.50, 0.01), epoch(0, 0.59, 0.05, 9.0), epoch(0, 0.61, 0.05, 0.1)]
     assert select_recipe(pilots, new) == 2
     assert select_recipe(pilots[:2], new) == 1
-    assert select_recipe([epoch(0, 0.5, 0.03), epoch(0, 0.4, 0.02)], new) == 1
+    cheap, dear = epoch(0, 0.60, 0.05), epoch(0, 0.585, 0.04)
+    assert select_recipe([dear, cheap], new) == 1
+    assert select_recipe([epoch(0, 0.5, 0.03), epoch(0, 0.4, 0.02)], new) == 0
