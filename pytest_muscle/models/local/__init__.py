@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from pytest_muscle.models import Batch, ModelOptions, Response
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from pytest_muscle.golden import GoldenCase
     from pytest_muscle.models.checkpoint import Checkpoint
-    from pytest_muscle.models.local.encoding import Encoder
+    from pytest_muscle.models.local.encoding import Encoder, Prompt
 
 T = TypeVar("T")
 
@@ -27,7 +28,8 @@ class LocalModel:
     """A checkpoint on this machine, answering in batches sized to its memory.
 
     Multiple choice is scored as lm-evaluation-harness's transformers backend does it; texts are generated
-    greedily, whatever sampling the checkpoint itself suggests.
+    greedily, or drawn at the temperature in the options, whatever sampling the checkpoint itself suggests.
+    What is not drawn is computed once, however often it is asked.
     """
 
     stored = False
@@ -43,28 +45,46 @@ class LocalModel:
             spec, allow_pickle=options.allow_pickle, revision=options.revision
         )
         self._loaded: tuple[PreTrainedModel, Encoder] | None = None
+        self._said: dict[str, Response] = {}
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the checkpoint, the precision and the system prompt.
+        """A digest of the checkpoint, the precision, the system prompt and how texts are drawn.
 
         ``auto`` precision follows the device, which is therefore part of it.
         """
         options = self._options
         precision = f"auto on {options.device}" if options.dtype == "auto" else options.dtype
-        parts = [self._checkpoint.fingerprint(), precision, options.system_prompt]
+        parts: list[object] = [self._checkpoint.fingerprint(), precision, options.system_prompt]
+        if options.temperature:
+            parts += [options.temperature, options.seed]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def respond(self, cases: Sequence[GoldenCase]) -> Iterator[Batch]:
         """Answer the cases batch by batch: choices first, then texts."""
+        repeated = [(case, self._said[_asked(case)]) for case in cases if _asked(case) in self._said]
+        if repeated:
+            yield repeated
+            cases = [case for case in cases if _asked(case) not in self._said]
         if not cases:
             return
+        for batch in self._answer(cases):
+            if self._options.samples > 1:
+                self._said |= {_asked(case): response for case, response in batch if not self._is_drawn(case)}
+            yield batch
+
+    def _is_drawn(self, case: GoldenCase) -> bool:
+        return self._options.temperature > 0 and case.task != "multiple_choice"
+
+    def _answer(self, cases: Sequence[GoldenCase]) -> Iterator[Batch]:
         choosing = [case for case in cases if case.task == "multiple_choice"]
         writing = [case for case in cases if case.task != "multiple_choice"]
         if choosing:
             yield from self._choose(choosing)
         if writing:
             yield from self._write(writing)
+        if writing and self._options.samples > 1 and not self._options.temperature:
+            self.notices.append(f"{self.spec}: greedy, so that every draw is the same; give it a temperature")
         if cut := len(self._load()[1].cut):
             self.notices.append(
                 f"{self.spec}: {cut:,} prompts exceed the model's context of {self._load()[1].max_length:,} "
@@ -117,9 +137,20 @@ class LocalModel:
         asked, prompts, refused = _encoded(cases, encoder.prompt)
         if refused:
             yield refused
+        if self._options.temperature:
+            prompts = [self._drawing(prompt, case) for prompt, case in zip(prompts, asked, strict=True)]
         budget = generation_budget(model, self._options.batch_tokens)
         for batch in generate(model, encoder.tokenizer, prompts, budget):
             yield [(asked[i], _written(text)) for i, text in batch]
+
+    def _drawing(self, prompt: Prompt, case: GoldenCase) -> Prompt:
+        name = f"{self._options.seed}/{case.request_digest()}"
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+        return replace(prompt, temperature=self._options.temperature, seed=seed)
+
+
+def _asked(case: GoldenCase) -> str:
+    return replace(case, draw=0).request_digest()
 
 
 def _encoded(

@@ -1,4 +1,4 @@
-"""Greedy decoding with a loop of its own: a shared prefix run once, rows that have ended dropped.
+"""Decoding with a loop of its own: a shared prefix run once, rows that have ended dropped.
 
 A batch is laid out as prefix | padding | rest of the prompt | new tokens, so that its rows grow together.
 """
@@ -48,14 +48,18 @@ def decode(
     prompts: Sequence[Sequence[int]],
     limit: int,
     ended: Callable[[int, Sequence[int]], bool],
+    pick: Callable[[Sequence[int], torch.Tensor], torch.Tensor],
 ) -> list[list[int]]:
-    """The new tokens of each prompt, at most ``limit``, until ``ended(row, new tokens)``."""
+    """The new tokens of each prompt, at most ``limit``, until ``ended(row, new tokens)``.
+
+    ``pick(rows, logits)`` gives the next token of each of these rows.
+    """
     batch = _Batch(model, prefix, prompts, limit)
     new: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))
     done: set[int] = set()
     while True:
-        tokens = batch.step().argmax(-1)
+        tokens = pick(rows, batch.step())
         for row, token in zip(rows, tokens.tolist(), strict=True):
             if row not in done:
                 new[row].append(token)

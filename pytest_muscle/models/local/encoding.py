@@ -35,11 +35,16 @@ Choices = tuple[Continuation, ...]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Tokens to continue by at most ``limit`` more, or until one of the ``stop`` strings."""
+    """Tokens to continue by at most ``limit`` more, or until one of the ``stop`` strings.
+
+    At a ``temperature`` above 0 the continuation is drawn, by ``seed`` alone.
+    """
 
     tokens: list[int]
     limit: int
     stop: tuple[str, ...]
+    temperature: float = 0.0
+    seed: int = 0
 
 
 class Encoder:

@@ -1,4 +1,4 @@
-"""Greedy generation in length-sorted, left-padded batches."""
+"""Generation in length-sorted, left-padded batches."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from pytest_muscle.models.local import decoding
 from pytest_muscle.models.local.batching import Budget, run_in_batches
 from pytest_muscle.models.local.packing import common_length
+from pytest_muscle.models.local.sampling import Picker
 from pytest_muscle.models.local.stopping import Endings, end_tokens
 from pytest_muscle.models.quiet import quiet
 
@@ -34,7 +35,7 @@ def generate(
 ) -> Iterator[list[tuple[int, str | None]]]:
     """Yield ``(index of the prompt, text)``; the text is without the prompt and the stop string.
 
-    None stands for a prompt that does not fit into memory. The texts are those of plain greedy ``generate``,
+    None stands for a prompt that does not fit into memory. Greedy texts are those of plain ``generate``,
     which also does the work for models that the faster loop does not suit.
     """
     for group in _groups(prompts):
@@ -76,7 +77,7 @@ def _generate_group(
     def run(start: int, end: int) -> list[str]:
         batch = [prompts[i] for i in order[start:end]]
         endings = Endings(tokenizer, batch, ends)
-        return [endings.text(row, tokens) for row, tokens in enumerate(go_on(batch, endings))]
+        return [endings.text(row, tokens) for row, tokens in enumerate(go_on(batch, endings, Picker(batch)))]
 
     for batch in run_in_batches(len(order), budget, take, run):
         yield [(order[item], text) for item, text in batch]
@@ -85,7 +86,7 @@ def _generate_group(
 @torch.inference_mode()
 def _continuation(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], ends: list[int]
-) -> Callable[[Sequence[Prompt], Endings], list[list[int]]]:
+) -> Callable[[Sequence[Prompt], Endings, Picker], list[list[int]]]:
     """The way to continue a batch: the faster loop where its logits are those of plain forward passes."""
     shared = _shared(prompts)
     longest_and_shortest = [prompts[0].tokens, prompts[-1].tokens]
@@ -97,12 +98,13 @@ def _continuation(
         suits = False
 
     @torch.inference_mode()
-    def fast(batch: Sequence[Prompt], endings: Endings) -> list[list[int]]:
+    def fast(batch: Sequence[Prompt], endings: Endings, pick: Picker) -> list[list[int]]:
         limit = max(prompt.limit for prompt in batch)
-        return decoding.decode(model, prefix, [prompt.tokens for prompt in batch], limit, endings.ended)
+        tokens = [prompt.tokens for prompt in batch]
+        return decoding.decode(model, prefix, tokens, limit, endings.ended, pick)
 
-    def plain(batch: Sequence[Prompt], endings: Endings) -> list[list[int]]:
-        return _plain(model, tokenizer, batch, endings, ends)
+    def plain(batch: Sequence[Prompt], endings: Endings, pick: Picker) -> list[list[int]]:
+        return _plain(model, tokenizer, batch, endings, ends, pick)
 
     return fast if suits else plain
 
@@ -121,6 +123,7 @@ def _plain(
     prompts: Sequence[Prompt],
     endings: Endings,
     ends: list[int],
+    pick: Picker,
 ) -> list[list[int]]:
     width = max(len(prompt.tokens) for prompt in prompts)
     inputs = torch.zeros((len(prompts), width), dtype=torch.long)
@@ -144,11 +147,23 @@ def _plain(
             attention_mask=mask.to(model.device),
             generation_config=config,
             stopping_criteria=[criteria],
+            logits_processor=[_Draw(pick, len(prompts))],
         )
     finally:
         model.generation_config = suggested
     new = output[:, width:].tolist()
     return [tokens[:end] for tokens, end in zip(new, criteria.ends, strict=True)]
+
+
+class _Draw(LogitsProcessor):
+    """Lets ``generate``, which takes the largest logit, pick as the faster loop does."""
+
+    def __init__(self, pick: Picker, rows: int) -> None:
+        self._pick = pick
+        self._rows = range(rows)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return self._pick.perturbed(self._rows, scores)
 
 
 class _Criteria(StoppingCriteria):
