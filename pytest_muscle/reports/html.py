@@ -16,7 +16,7 @@ from pytest_muscle.comparison import Comparison
 from pytest_muscle.flips import CaseResult, Flip
 from pytest_muscle.history import Run
 from pytest_muscle.metrics import FEW
-from pytest_muscle.reports import plots, story
+from pytest_muscle.reports import evidence, plots, story
 from pytest_muscle.reports.cases import FLIPS, NAME, embedded_cases
 from pytest_muscle.reports.explain import change
 from pytest_muscle.reports.text import plain
@@ -239,6 +239,26 @@ class Page:
     def adapter(self) -> Any:
         """The adapter's part of the result; None where none was trained."""
         return self.result["adapter"]
+
+    @cached_property
+    def noise(self) -> list[str]:
+        """What flips by drawing alone, in sentences."""
+        return list(evidence.noise_sentences(self.comparison))
+
+    @cached_property
+    def worst_slices(self) -> list[str]:
+        """Whether a slice stands out, in sentences."""
+        return list(evidence.worst_slice_sentences(self.comparison))
+
+    @cached_property
+    def bias(self) -> list[tuple[str, ...]]:
+        """How the models treat groups of people: a table's rows, the first its headings."""
+        return list(evidence.bias_rows(self.comparison))
+
+    @cached_property
+    def inherited(self) -> list[str]:
+        """The old model's errors that the adapter brought back, in sentences."""
+        return list(evidence.inherited_sentences(self.comparison))
 
     few = FEW
 

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pytest_muscle.comparison import Comparison
 from pytest_muscle.flips import Flip
 from pytest_muscle.metrics import Metrics
+from pytest_muscle.reports import evidence
 from pytest_muscle.reports.explain import change
-from pytest_muscle.reports.story import amount, bounds, count, percent, ruled, score, sentences, worst_first
+from pytest_muscle.reports.story import amount, bounds, percent, ruled, score, sentences, worst_first
 from pytest_muscle.reports.text import one_line
 
 _MOST_ROWS = 20
@@ -48,13 +49,13 @@ def _lines(comparison: Comparison) -> Iterator[str]:
     if comparison.gates:
         yield from _gates(comparison)
     yield from _slices(comparison)
-    yield from _noise(comparison)
+    yield from _told(evidence.worst_slice_sentences(comparison))
+    yield from _told(evidence.noise_sentences(comparison))
+    yield from _bias(comparison)
     yield from _adapter(comparison)
+    yield from _told(evidence.inherited_sentences(comparison))
     yield from _worst(comparison)
-    if comparison.notices:
-        yield ""
-    for notice in comparison.notices:
-        yield f"- note: {inert(notice, 400)}"
+    yield from _told(f"note: {notice}" for notice in comparison.notices)
 
 
 def _table(
@@ -144,17 +145,17 @@ def _slices(comparison: Comparison) -> Iterator[str]:
         yield from _more(len(slices) - _MOST_ROWS, "slices")
 
 
-def _noise(comparison: Comparison) -> Iterator[str]:
-    noise = comparison.noise
-    if noise is None:
-        return
+def _told(sentences: Iterable[str]) -> Iterator[str]:
     yield ""
-    own = f"; one of the old against another of its own in {percent(noise.self_flip_rate)}, the noise floor"
-    yield (
-        f"Asked {noise.draws_old:,} and {noise.draws_new:,} times: one draw of the new model flips against "
-        f"one of the old in {percent(noise.draw_nfr)}{own if noise.self_flip_rate is not None else ''}. "
-        f"{count(noise.unstable, 'case')} could as well have come out otherwise."
-    )
+    for sentence in sentences:
+        yield f"- {inert(sentence.strip(), 400)}"
+
+
+def _bias(comparison: Comparison) -> Iterator[str]:
+    rows = list(evidence.bias_rows(comparison))
+    if rows:
+        cells = [[inert(cell) for cell in row] for row in rows[1:]]
+        yield from _table(rows[0], cells, "Bias", texts=len(rows[0]))
 
 
 def _adapter(comparison: Comparison) -> Iterator[str]:

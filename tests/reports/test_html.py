@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -277,17 +278,29 @@ def test_noise_is_told(build: Any) -> None:
     comparison = build(records, old, new, samples=3)
     result = as_json(comparison)
     reader = Reader(render_html(comparison))
-    figures = {str(a["data-at"]): text for a, text in reader.named("data")}
-    for name in ("draw_nfr", "self_flip_rate"):
-        assert shown(result["noise"][name], figures[f"/noise/{name}"])
-        assert figures[f"/noise/{name}"] in render_markdown(comparison)
+    page, text = render_html(comparison), unescape(render_markdown(comparison))
+    for name in ("draw_nfr", "self_flip_rate", "excess_nfr"):
+        figure = f"{100 * result['noise'][name]:.2f}% ["
+        assert figure in page
+        assert figure in text
     carried = embedded(reader)["cases"]
     assert [case["draws"][0] for case in carried] == [["x"] * 3, ["x"] * 3, ["x", "x", "y"], ["x", "y", "x"]]
     assert carried[3]["draws"][1] == ["y", "z", "y"]
     unstable = [bool(case.get("unstable")) for case in carried]
     assert unstable == [result.draws.unstable for result in comparison.results]
-    assert figures["/noise/unstable"] == str(sum(unstable))
-    assert any(unstable)
+    assert sum(unstable) == result["noise"]["unstable"] > 0
+
+
+def test_bias_is_told(build: Any) -> None:
+    records = [{"id": str(i), "prompt": "?", "answer": "x", "group": "ab"[i % 2]} for i in range(8)]
+    old, new = ([{"text": text} for text in texts] for texts in ("xxxxxyxx", "xyxyxxxx"))
+    comparison = build(records, old, new)
+    gap = as_json(comparison)["datasets"]["golden.jsonl"]["bias"]["new"]["accuracy_gap"]
+    for report in (render_html(comparison), unescape(render_markdown(comparison))):
+        assert "widest accuracy gap of groups" in report
+        assert "50.00% [" in report
+        assert "a over b" in report
+    assert 0.5 in gap.values()
 
 
 def runs(comparison: Comparison, *rates: float) -> list[Run]:

@@ -74,7 +74,7 @@ def test_says_what_is_in_the_way(mixed: Comparison) -> None:
     assert "1 of 3 gates failed." in lines[4]
     (gate,) = (line for line in lines if line.startswith("| <code>max&#95;nfr</code>"))
     assert "| 23.73% | 14.69% to 35.97% | 5.00% | ✕ over" in gate
-    assert "- note: <code>" in lines[-1]
+    assert lines[-1].startswith("- <code>note&#58; ")
 
 
 def test_long_lists_are_bounded_and_counted(mixed: Comparison) -> None:
