@@ -58,6 +58,13 @@ def test_a_shared_template_is_no_overlap():
     assert pairs([*train, copied], golden) == [("copied", "g1003")]
 
 
+def test_a_record_inside_a_longer_case_is_found_behind_the_template():
+    block = sentence(0, 200)
+    train = [case(f"{block} {sentence(i, 12)}", f"t{i}") for i in range(100)]
+    golden = [case(f"{block} {sentence(i, 12)} {sentence(2 * i, 300)}", f"g{i}") for i in range(60, 70)]
+    assert pairs(train, golden) == [(f"t{i}", f"g{i}") for i in range(60, 70)]
+
+
 def test_text_without_spaces():
     text = "東京は日本の首都であり世界でも有数の大都市である"
     assert pairs([case(text + "。とても大きい", "a")], [case(text, "g")]) == [("a", "g")]
