@@ -106,6 +106,19 @@ def test_the_model_is_loaded_in_float32_in_eval_mode_without_a_word(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_half_precision_checkpoint_is_float32_on_a_cpu(tiny_model: Path, tmp_path: Path) -> None:
+    import torch
+
+    with quiet():
+        load_model(resolve_checkpoint(str(tiny_model)), device="cpu", dtype="bfloat16").save_pretrained(
+            tmp_path
+        )
+        load_tokenizer(resolve_checkpoint(str(tiny_model))).save_pretrained(tmp_path)
+    half = resolve_checkpoint(str(tmp_path))
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    assert load_model(half, device="cpu").dtype == torch.float32
+
+
 def test_a_dtype_can_be_asked_for(tiny_model: Path) -> None:
     import torch
 

@@ -14,6 +14,8 @@ from pytest_muscle.golden import GoldenCase
 from pytest_muscle.models import ModelOptions, Response, open_model
 from pytest_muscle.models.checkpoint import load_model, load_tokenizer, resolve_checkpoint
 from pytest_muscle.models.local import decoding
+from pytest_muscle.models.local.encoding import Prompt
+from pytest_muscle.models.local.stopping import Endings
 from pytest_muscle.models.quiet import quiet
 
 PROMPTS = [
@@ -156,6 +158,14 @@ def test_the_text_ends_before_the_first_stop_string(talker: Path) -> None:
     assert all(0 <= len(text) <= 3 for text in expected)
 
 
+def test_the_earliest_of_several_stop_strings_counts(talker: Path) -> None:
+    tokenizer = reference(talker)[1]
+    endings = Endings(tokenizer, [Prompt([], 99, ("box", "les", "app"))], [])
+    tokens = tokenizer.encode("12 apples in the box")
+    assert endings.text(0, tokens) == "12 "
+    assert [endings.ended(0, tokens[:n]) for n in (1, len(tokens))] == [False, True]
+
+
 def test_a_stop_string_that_never_comes_changes_nothing(talker: Path) -> None:
     cases = [case(i, prompt, stop=("never in the text",)) for i, prompt in enumerate(PROMPTS)]
     assert texts(talker, cases) == [decoded(talker, oracle(talker, prompt)) for prompt in PROMPTS]
@@ -200,7 +210,11 @@ def test_a_special_token_can_be_a_stop_string(talker: Path, tmp_path: Path) -> N
     assert texts(directory, [asked]) == [tokenizer.decode(kept, skip_special_tokens=True)]
 
 
-def test_the_checkpoints_sampling_defaults_are_ignored(talker: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loop", [True, False])
+def test_the_checkpoints_sampling_defaults_are_ignored(
+    talker: Path, tmp_path: Path, loop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "agrees", lambda *_: loop)
     directory = Path(shutil.copytree(talker, tmp_path / "sampling"))
     file = directory / "generation_config.json"
     suggested = {
