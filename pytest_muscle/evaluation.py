@@ -25,7 +25,7 @@ def held(model: Model, cases: Sequence[GoldenCase], store: Store) -> dict[Key, R
     """Return the responses that are there without asking the model anything."""
     if model.stored:
         return {case.key: response for batch in model.respond(cases) for case, response in batch}
-    digests = {case.key: case.request_digest() for case in cases}
+    digests = {case.key: model.request_digest(case) for case in cases}
     found = store.get(model.fingerprint, list(set(digests.values())))
     return {key: found[digest] for key, digest in digests.items() if digest in found}
 
@@ -55,7 +55,7 @@ def ask(
             with progress(title, len(missing)) as advance:
                 for batch in model.respond(missing):
                     responses.update((case.key, response) for case, response in batch)
-                    answered = [(case.request_digest(), r) for case, r in batch if r.error is None]
+                    answered = [(model.request_digest(case), r) for case, r in batch if r.error is None]
                     store.put(model.fingerprint, answered)
                     advance(len(batch))
     if not again:

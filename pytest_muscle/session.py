@@ -18,11 +18,12 @@ from pytest_muscle.comparison import Comparison, ModelIdentity, TrainedAdapter
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.evaluation import Key, Progress, ask, held, silent
 from pytest_muscle.flips import CaseResult
-from pytest_muscle.gates import Gate, plan
+from pytest_muscle.gates import Gate, idle_budgets, plan
 from pytest_muscle.golden import GoldenCase, read_golden
 from pytest_muscle.grading import make_similarity
 from pytest_muscle.mending import Training, TrainingProgress, silent_training, train_adapter
 from pytest_muscle.models import Model, ModelOptions, Response, open_model
+from pytest_muscle.reports.files import write_files
 from pytest_muscle.sampling import compare_draws
 from pytest_muscle.settings import ACCEPTED, ModelSpec, Settings, load_settings
 from pytest_muscle.store import Store
@@ -175,13 +176,17 @@ class Session:
             )
         ]
         results, beside = self._judge(everything, selected, *sides)
+        planned = [gate for path in self._datasets for gate in self.gates(path)]
+        idle = []
+        if settings.golden and settings.limit is None:
+            idle = idle_budgets(settings.thresholds, planned, everything, settings.slice_pairs)
         compared = Comparison(
             old=ModelIdentity(self.settings.old.name, old.fingerprint),
             new=ModelIdentity(new_name or self.settings.new.name, new.fingerprint),
             results=results,
             beside=beside,
-            planned=[gate for path in self._datasets for gate in self.gates(path)],
-            notices=list(dict.fromkeys([*self._store.notices, *old.notices, *new.notices])),
+            planned=planned,
+            notices=list(dict.fromkeys([*idle, *self._store.notices, *old.notices, *new.notices])),
             unselected=len(everything) - len(selected),
             slice_pairs=self.settings.slice_pairs,
         )
@@ -303,6 +308,7 @@ def compare(old: str, new: str, golden: str | Path | Sequence[str | Path], **opt
     assert settings is not None
     session = Session(settings)
     try:
+        write_files(session.comparison, settings)
         return session.comparison
     finally:
         session.close()

@@ -33,6 +33,9 @@ class Echo:
         self.asked: list[str] = []
         self.closed = False
 
+    def request_digest(self, case: GoldenCase) -> str:
+        return case.request_digest()
+
     def respond(self, given: Sequence[GoldenCase]) -> Iterator[list[tuple[GoldenCase, Response]]]:
         queue = list(given)[::-1]
         for start in range(0, len(queue), 2):

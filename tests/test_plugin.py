@@ -362,6 +362,29 @@ def test_recordings_replay_to_the_same_result(project):
         assert first[key] == second[key]
 
 
+def test_a_recording_of_all_cases_is_not_overwritten_by_a_part(project):
+    project.runpytest(*RUN, "--muscle-record=rec")
+    whole = (project.path / "rec/old.jsonl").read_text()
+    result = project.runpytest(*RUN, "--muscle-record=rec", "-k", "keep")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines(["ERROR: *old.jsonl: kept as it is, since 4 cases were not selected*"])
+    assert (project.path / "rec/old.jsonl").read_text() == whole
+
+
+def test_a_function_may_look_at_the_whole_case(project):
+    write_jsonl(
+        project.path / "golden/qa.jsonl",
+        [{"id": i, "prompt": "the same", "answer": "de", "tags": {"lang": i}} for i in ("de", "en")],
+    )
+    project.makepyfile(system="def by_tag(case): return case.tags['lang']")
+    configure(project, '[tool.pytest-muscle.models]\nv1 = {spec = "python:system:by_tag", revision = "1"}')
+    run = ("--muscle-old=v1", "--muscle-new=v1", "--muscle-golden=golden/qa.jsonl", "--muscle-json=out.json")
+    for _ in range(2):
+        project.runpytest(*run).assert_outcomes(passed=2)
+        cases = json.loads((project.path / "out.json").read_text())["cases"]
+        assert [case["old"]["answer"] for case in cases] == ["de", "en"]
+
+
 def test_a_model_that_cannot_be_asked_stops_the_run_once(project):
     (project.path / "old.jsonl").write_text("not json\n")
     result = project.runpytest(*RUN)

@@ -73,6 +73,10 @@ class Model(Protocol):
     notices: list[str]
     """What the user should hear about this model's responses, filled in by ``respond``."""
 
+    def request_digest(self, case: GoldenCase) -> str:
+        """Return a digest of all that this model sees of a case: equal requests may share a response."""
+        ...
+
     def respond(self, cases: Sequence[GoldenCase]) -> Iterator[Batch]:
         """Answer the cases in the model's own order, batch by batch, each case exactly once.
 

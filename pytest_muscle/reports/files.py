@@ -26,7 +26,13 @@ def write_files(comparison: Comparison, settings: Settings) -> None:
         write_text(settings.json, [json.dumps(_finite(comparison.to_dict()), indent=1), "\n"])
     if settings.record:
         for side in ("old", "new"):
-            write_text(settings.record / f"{side}.jsonl", _recording(comparison.results, side))
+            path = settings.record / f"{side}.jsonl"
+            if comparison.unselected and path.exists():
+                raise MuscleError(
+                    f"{path}: kept as it is, since {comparison.unselected:,} cases were not selected; "
+                    "record all cases, or name another folder"
+                )
+            write_text(path, _recording(comparison.results, side))
     if settings.accept and settings.accepted:
         write_text(settings.accepted, [to_toml(comparison.accepted)])
     now = dt.datetime.now(dt.UTC)

@@ -60,6 +60,10 @@ class LocalModel:
             parts += [options.temperature, options.seed]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
+    def request_digest(self, case: GoldenCase) -> str:
+        """Return the digest of the prompt, the choices and where generation ends."""
+        return case.request_digest()
+
     def respond(self, cases: Sequence[GoldenCase]) -> Iterator[Batch]:
         """Answer the cases batch by batch: choices first, then texts."""
         repeated = [(case, self._said[_asked(case)]) for case in cases if _asked(case) in self._said]
