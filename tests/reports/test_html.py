@@ -251,6 +251,7 @@ def test_adapter_is_shown_before_and_after(mixed: Comparison) -> None:
     assert figures["/adapter/before/nfr"] == "23.73%"
     assert figures["/adapter/after/nfr"] == "0.00%"
     assert figures["/adapter/seconds"] == "75 s"
+    assert "Without it, the release fails." in page
     assert {"&lt;adapter&gt;", "student-wrong &lt;1&gt;", "a &lt;note&gt;"} <= set(
         re.findall(r"<bdi>(.*?)</bdi>", page)
     )
