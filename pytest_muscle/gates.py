@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from pytest_muscle.bias import inherited_errors
+from pytest_muscle.errors import did_you_mean
 from pytest_muscle.evidence import AccuracyDrop, Evidence, MeanLoss, Rate
 from pytest_muscle.flips import CaseResult, Flip
 from pytest_muscle.golden import GoldenCase
@@ -247,6 +248,25 @@ def plan(
                     inconclusive or ("fail" if threshold.decision == "assured" else "warn"),
                 )
     return list(gates.values())
+
+
+def idle_budgets(
+    thresholds: Iterable[Threshold],
+    planned: Sequence[Gate],
+    cases: Iterable[GoldenCase],
+    pairs: bool = False,
+) -> list[str]:
+    """Say which budgets meet no case at all, as one whose slice is misspelt does."""
+    met = {(gate.name, gate.slice, dataset) for gate in planned for dataset in ("", gate.dataset)}
+    idle = [each for each in thresholds if (each.name, each.slice, each.dataset) not in met]
+    slices = {name for case in cases for name in slices_of(case, pairs)} if idle else set()
+    told = []
+    for each in idle:
+        where = f" of {each.dataset}" if each.dataset else ""
+        where += f", slice {each.slice}" if each.slice else ""
+        hint = did_you_mean(each.slice, slices) if each.slice not in slices else ""
+        told.append(f"the budget {each.name}{where} meets no case{hint}")
+    return told
 
 
 def decide(

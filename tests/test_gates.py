@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cases import OTHER, RIGHT, SET, WRONG, result, results, scored
 
-from pytest_muscle.gates import Judge, Ruling, Verdict, decide, plan
+from pytest_muscle.gates import Judge, Ruling, Verdict, decide, idle_budgets, plan
 from pytest_muscle.settings import Threshold
 from pytest_muscle.statistics import newcombe, wilson
 
@@ -343,3 +343,20 @@ def test_a_dataset_has_its_own_budget():
     judge = Judge(decide(gates, [here, there]))
     assert [judge.outcome(each).verdict for each in (here, there)] == [Verdict.FAILED, Verdict.TOLERATED]
     assert here.case.dataset == SET
+
+
+def test_a_budget_that_meets_no_case_is_told_of():
+    cases = [result(RIGHT, RIGHT, tags={"lang": "de"}).case]
+    thresholds = [
+        Threshold("max_nfr", 0.1),
+        Threshold("max_nfr", 0.1, slice="lang=de"),
+        Threshold("max_nfr", 0.1, slice="lang=de_"),
+        Threshold("max_mean_regression", 0.1),
+        Threshold("max_nfr", 0.1, dataset=SET),
+        Threshold("max_nfr", 0.1, dataset="golden/other.jsonl"),
+    ]
+    assert idle_budgets(thresholds, plan(cases, thresholds), cases) == [
+        "the budget max_nfr, slice lang=de_ meets no case; did you mean 'lang=de'?",
+        "the budget max_mean_regression meets no case",
+        "the budget max_nfr of golden/other.jsonl meets no case",
+    ]
