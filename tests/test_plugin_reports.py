@@ -196,7 +196,7 @@ def test_history_grows_by_whole_runs_only(project: Project) -> None:
         ["*not added to the history: 7 cases*"]
     )
     assert len((project.path / "h.jsonl").read_text().splitlines()) == 2
-    assert "Trend over 2 runs" in (project.path / "r.html").read_text("utf-8")
+    assert "trend over 2 runs" in (project.path / "r.html").read_text("utf-8")
 
 
 def test_github_is_told(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,9 +214,9 @@ class Page:
         return [*plots.score_plots(self.comparison), *plots.margin_plots(self.comparison)]
 
     @cached_property
-    def trend(self) -> plots.Trend | None:
+    def trends(self) -> list[plots.Trend]:
         """The metrics through the runs."""
-        return plots.trend(self.history, self.comparison)
+        return plots.trends(self.history, self.comparison)
 
     @cached_property
     def slices(self) -> list[dict[str, Any]]:

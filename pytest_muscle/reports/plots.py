@@ -13,7 +13,7 @@ from pytest_muscle.reports.story import margins
 from pytest_muscle.statistics import Interval
 
 SIDE = 400.0
-_WIDE, _HIGH = 640.0, 220.0
+_WIDE, _HIGH = 480.0, 180.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,23 +223,29 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """The runs so far; ``others`` were made on other golden datasets and are left out."""
+    """The runs so far and their lines; ``others`` were on other golden datasets and are left out."""
 
+    title: str
     runs: list[Run]
     lines: list[Line]
     ticks: list[Tick]
     others: int
 
 
-_TREND = ("nfr", "nfr_mc", "accuracy_new", "score_new")
+_TRENDS = {"What breaks": ("nfr", "nfr_mc"), "How good the release is": ("accuracy_new", "score_new")}
 
 
-def trend(history: Sequence[Run], comparison: Comparison) -> Trend | None:
-    """Draw the metrics of the runs on the same golden datasets; None where there are not two."""
+def trends(history: Sequence[Run], comparison: Comparison) -> list[Trend]:
+    """Draw the metrics of the runs on the same golden datasets; nothing where there are not two."""
     runs = [run for run in history if run.datasets.keys() == comparison.datasets.keys()]
     if len(runs) < 2:
-        return None
-    table = {name: [run.metrics.get(name) for run in runs] for name in _TREND}
+        return []
+    drawn = (_trend(title, names, runs, len(history) - len(runs)) for title, names in _TRENDS.items())
+    return [trend for trend in drawn if trend.lines]
+
+
+def _trend(title: str, names: Sequence[str], runs: list[Run], others: int) -> Trend:
+    table = {name: [run.metrics.get(name) for run in runs] for name in names}
     top = top_of(value for values in table.values() for value in values)
     step = _WIDE / (len(runs) - 1)
     lines = []
@@ -254,4 +260,4 @@ def trend(history: Sequence[Run], comparison: Comparison) -> Trend | None:
     ticks = [
         Tick(round(_HIGH * (1 - value / top), 1), f"{100 * value:g}%") for value in nice_ticks(0, top, 4)
     ]
-    return Trend(runs, lines, ticks, len(history) - len(runs))
+    return Trend(title, runs, lines, ticks, others)
