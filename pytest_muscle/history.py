@@ -77,6 +77,9 @@ def read_history(path: Path) -> list[Run]:
     return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
+_VALUES = (int, float, dict, type(None))
+
+
 def _parse(line: str, place: str) -> Run:
     remedy = "delete the line, or name another file by --muscle-history"
     try:
@@ -85,7 +88,8 @@ def _parse(line: str, place: str) -> Run:
         raise MuscleError(f"{place}: not a line of JSON ({error}); {remedy}") from None
     fields = Run.__dataclass_fields__
     kinds = {"date": str, "old": dict, "new": dict, "passed": bool, "metrics": dict, "datasets": dict}
-    if not isinstance(record, dict) or not all(isinstance(record.get(n), kind) for n, kind in kinds.items()):
+    is_run = isinstance(record, dict) and all(isinstance(record.get(n), kind) for n, kind in kinds.items())
+    if not is_run or not all(isinstance(value, _VALUES) for value in record["metrics"].values()):
         raise MuscleError(f"{place}: not a run that --muscle-history wrote; {remedy}")
     values: dict[str, Any] = {name: record.get(name) for name in fields}
     return Run(**values)

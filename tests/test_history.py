@@ -61,7 +61,12 @@ def test_no_file_is_no_history(tmp_path: Path) -> None:
     assert read_history(tmp_path / "history.jsonl") == []
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"date": "2030"}', '{"date": 7, "metrics": {}}'])
+STRANGE = {"date": "", "old": {}, "new": {}, "passed": True, "metrics": {"nfr": "x"}, "datasets": {}}
+
+
+@pytest.mark.parametrize(
+    "line", [json.dumps(STRANGE), "{", "[]", '{"date": "2030"}', '{"date": 7, "metrics": {}}']
+)
 def test_bad_line_is_an_error_that_says_where(comparison: Comparison, tmp_path: Path, line: str) -> None:
     path = tmp_path / "history.jsonl"
     append_run(path, describe_run(comparison, tmp_path, NOW))
