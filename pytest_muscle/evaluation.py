@@ -46,18 +46,17 @@ def ask(
     ``again``.
     """
     responses = held(model, cases, store)
-    if len(responses) == len(cases):
-        return responses
-    with store.lock(model.fingerprint):
-        responses = held(model, cases, store)
-        missing = [case for case in cases if case.key not in responses]
-        if missing:
-            with progress(title, len(missing)) as advance:
-                for batch in model.respond(missing):
-                    responses.update((case.key, response) for case, response in batch)
-                    answered = [(model.request_digest(case), r) for case, r in batch if r.error is None]
-                    store.put(model.fingerprint, answered)
-                    advance(len(batch))
+    if len(responses) < len(cases):
+        with store.lock(model.fingerprint):
+            responses = held(model, cases, store)
+            missing = [case for case in cases if case.key not in responses]
+            if missing:
+                with progress(title, len(missing)) as advance:
+                    for batch in model.respond(missing):
+                        responses.update((case.key, response) for case, response in batch)
+                        answered = [(model.request_digest(case), r) for case, r in batch if r.error is None]
+                        store.put(model.fingerprint, answered)
+                        advance(len(batch))
     if not again:
         model.close()
     return responses

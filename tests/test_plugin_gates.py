@@ -145,7 +145,7 @@ def test_samples_are_asked_and_recorded(project):
     [
         (
             'decision = "sure"',
-            "'decision' in [[]tool.pytest-muscle[]] of *must be one of point, significant, assured, not 'sure'",
+            "'decision' in [[]tool.pytest-muscle[]] of *must be one of point, *assured, not 'sure'",
         ),
         ('inconclusive = "skip"', "'inconclusive' in *must be one of fail, warn, pass, not 'skip'"),
         (

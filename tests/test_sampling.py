@@ -129,9 +129,9 @@ def test_self_flips_are_counted_over_all_pairs_of_draws():
 
 
 def test_self_flips_of_scores_are_counted_over_all_pairs_of_draws():
-    draws = scored((0.2, 0.4, 0.4), (0.1, 0.3), tolerance=0.15).draws
+    draws = scored((0.2, 0.3, 0.5), (0.1, 0.3), tolerance=0.15).draws
     assert draws.own == pytest.approx(2 / 6)
-    assert draws.flips == pytest.approx(2 / 6)
+    assert draws.flips == pytest.approx(3 / 6)
 
 
 def test_what_a_case_does_by_chance_is_estimated_without_bias():
@@ -271,6 +271,10 @@ def test_each_model_may_be_asked_as_often_as_it_needs(folder):
 def test_the_excess_needs_several_draws_of_the_old_model(folder):
     with pytest.raises(MuscleError, match=r"max_excess_nfr.* needs the old model to be asked at least twice"):
         run(thresholds={"max_excess_nfr": 0.1})
+
+
+def test_a_draw_is_a_request_of_its_own():
+    assert len({case(draw=draw).request_digest() for draw in range(3)}) == 3
 
 
 def test_draws_are_asked_apart_and_kept_apart(folder, monkeypatch):

@@ -89,14 +89,19 @@ def test_how_texts_are_drawn_is_part_of_the_fingerprint(talker):
     assert fingerprint(seed=1) == prints[0]
 
 
-def test_what_is_not_drawn_is_computed_once(talker):
+def test_what_is_not_drawn_is_the_same_request_in_each_draw(talker):
     choice = replace(case(1), task="multiple_choice", answer=(0,), choices=("one", "two"))
+    greedy, drawing = (open_model(str(talker), ModelOptions(temperature=t, samples=3)) for t in (0.0, 0.5))
+
+    def requests(model, case: GoldenCase) -> int:
+        return len({model.request_digest(replace(case, draw=draw)) for draw in range(3)})
+
+    assert [requests(model, choice) for model in (greedy, drawing)] == [1, 1]
+    assert [requests(model, case()) for model in (greedy, drawing)] == [1, 3]
+
+
+def test_several_greedy_draws_are_told_of(talker):
     model = open_model(str(talker), ModelOptions(device="cpu", samples=3))
-    first = [response for batch in model.respond([case(), choice]) for _, response in batch]
+    list(model.respond([case()]))
     model.close()
-    model._load = None
-    again = [replace(each, draw=2) for each in (choice, case())]
-    assert sorted(map(str, (r for batch in model.respond(again) for _, r in batch))) == sorted(
-        map(str, first)
-    )
     assert any("give it a temperature" in notice for notice in model.notices)

@@ -29,7 +29,6 @@ class LocalModel:
 
     Multiple choice is scored as lm-evaluation-harness's transformers backend does it; texts are generated
     greedily, or drawn at the temperature in the options, whatever sampling the checkpoint itself suggests.
-    What is not drawn is computed once, however often it is asked.
     """
 
     stored = False
@@ -45,7 +44,6 @@ class LocalModel:
             spec, allow_pickle=options.allow_pickle, revision=options.revision
         )
         self._loaded: tuple[PreTrainedModel, Encoder] | None = None
-        self._said: dict[str, Response] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -61,26 +59,17 @@ class LocalModel:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def request_digest(self, case: GoldenCase) -> str:
-        """Return the digest of the prompt, the choices and where generation ends."""
-        return case.request_digest()
+        """Return the digest of the prompt, the choices and where generation ends.
+
+        What is not drawn is the same in each draw.
+        """
+        is_drawn = self._options.temperature > 0 and case.task != "multiple_choice"
+        return (case if is_drawn else replace(case, draw=0)).request_digest()
 
     def respond(self, cases: Sequence[GoldenCase]) -> Iterator[Batch]:
         """Answer the cases batch by batch: choices first, then texts."""
-        repeated = [(case, self._said[_asked(case)]) for case in cases if _asked(case) in self._said]
-        if repeated:
-            yield repeated
-            cases = [case for case in cases if _asked(case) not in self._said]
         if not cases:
             return
-        for batch in self._answer(cases):
-            if self._options.samples > 1:
-                self._said |= {_asked(case): response for case, response in batch if not self._is_drawn(case)}
-            yield batch
-
-    def _is_drawn(self, case: GoldenCase) -> bool:
-        return self._options.temperature > 0 and case.task != "multiple_choice"
-
-    def _answer(self, cases: Sequence[GoldenCase]) -> Iterator[Batch]:
         choosing = [case for case in cases if case.task == "multiple_choice"]
         writing = [case for case in cases if case.task != "multiple_choice"]
         if choosing:
@@ -151,10 +140,6 @@ class LocalModel:
         name = f"{self._options.seed}/{case.request_digest()}"
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
         return replace(prompt, temperature=self._options.temperature, seed=seed)
-
-
-def _asked(case: GoldenCase) -> str:
-    return replace(case, draw=0).request_digest()
 
 
 def _encoded(
