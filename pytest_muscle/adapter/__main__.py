@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from pytest_muscle.adapter.report import AdapterResult
 
-_RECIPE = ("mask", "temperature", "cross_entropy_weight")
 _SECONDS = 5.0
 
 
@@ -51,25 +50,17 @@ def _train(options: dict[str, Any]) -> AdapterResult:
         ),
         "progress": _Printer(),
     }
-    given = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in options.items()
-        if value is not None
-    }
+    given = {name: value for name, value in options.items() if value is not None}
     train, out = options["train"], options["out"]
     if options["command"] == "task":
-        settings = TaskConfig(**_only(given, TaskConfig))
+        settings = TaskConfig(**{**_only(given, TaskConfig), "targets": tuple(given.get("targets", ()))})
         return train_task_adapter(options["base"], train, out, settings, **shared)
-    changes = _only(given, CompatibilityConfig)
-    preset = CompatibilityConfig.preset(options["preset"])
-    if recipe := {name: given[name] for name in _RECIPE if name in given}:
-        chosen = preset.recipe if isinstance(preset.recipe, Recipe) else Recipe()
-        changes["recipe"] = Recipe(**{**{name: getattr(chosen, name) for name in _RECIPE}, **recipe})
-    config = CompatibilityConfig.preset(options["preset"], **changes)
+    table = {"preset": given["preset"], **_only(given, Recipe), **_only(given, CompatibilityConfig)}
+    config = CompatibilityConfig.from_table(table)
     return train_compatibility_adapter(options["old"], options["new"], train, out, config, **shared)
 
 
-def _only(given: dict[str, Any], kind: type[TrainingConfig]) -> dict[str, Any]:
+def _only(given: dict[str, Any], kind: type[Recipe | TrainingConfig]) -> dict[str, Any]:
     names = {field.name for field in fields(kind)}
     return {name: value for name, value in given.items() if name in names}
 

@@ -74,6 +74,19 @@ def test_presets_take_changes_and_refuse_unknown_ones():
         CompatibilityConfig.preset("paper", rnk=1)
 
 
+def test_settings_from_a_table():
+    table = {"preset": "paper", "temperature": 1.0, "targets": ["q_proj"], "rank": 4}
+    config = CompatibilityConfig.from_table(table)
+    assert config.recipe == Recipe("student_wrong", 1.0)
+    assert (config.rank, config.targets, config.alpha) == (4, ("q_proj",), 256.0)
+    assert CompatibilityConfig.from_table({"mask": "old_correct"}).recipe == Recipe("old_correct")
+    assert CompatibilityConfig.from_table({}) == CompatibilityConfig()
+    with pytest.raises(MuscleError, match=r"unknown key 'epoch'.*epochs"):
+        CompatibilityConfig.from_table({"epoch": 1})
+    with pytest.raises(MuscleError, match="'mask' does not go with 'recipe'"):
+        CompatibilityConfig.from_table({"recipe": "auto", "mask": "old_only"})
+
+
 def test_task_adapters_learn_answers():
     assert TaskConfig().tokens == "answer"
     with pytest.raises(MuscleError, match="adapter setting selection"):
