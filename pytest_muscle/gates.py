@@ -188,7 +188,7 @@ class Gate:
             return told
         if self.is_zero_tolerance:
             told.append(f"zero tolerance: the budget is below one in {round(1 / self.step):,} cases")
-        if self.p is not None:
+        if self.p is not None and self.p < 1:
             among = f", corrected for {self.tests:,} gates" if self.tests > 1 else ""
             told.append(f"p = {self.p:.2g}{among}")
         if self.reversal is not None:
@@ -196,6 +196,8 @@ class Gate:
             told.append(f"{count:,} answer{'s' * (count != 1)} changed for the {way} would reverse this")
         if self.needed is not None:
             told.append(f"about {self.needed:,} cases would settle it")
+        elif self.ruling is Ruling.INCONCLUSIVE:
+            told.append("at this rate no number of cases would settle it")
         return told
 
     def to_dict(self) -> dict[str, Any]:

@@ -226,6 +226,12 @@ def test_the_cases_needed_decide_the_gate_where_the_rate_stays():
     assert wilson(gate.value * gate.needed / 3, gate.needed / 3)[1] > 0.06
 
 
+def test_no_number_of_cases_assures_that_nothing_ever_flips():
+    gate = one(results(both=100), "max_nfr", 0.0, "assured")
+    assert (gate.ruling, gate.needed) == ("inconclusive", None)
+    assert gate.details()[-1] == "at this rate no number of cases would settle it"
+
+
 def test_a_budget_below_one_case_is_called_zero_tolerance():
     gate = one(results(both=80), "max_nfr", 0.01)
     assert gate.is_zero_tolerance
