@@ -13,7 +13,7 @@ from pytest_muscle.flips import CaseResult
 from pytest_muscle.golden import GoldenCase
 from pytest_muscle.grading import Grade
 from pytest_muscle.metrics import slices_of
-from pytest_muscle.statistics import ALPHA, Interval, difference, wilson
+from pytest_muscle.statistics import ALPHA, Interval, difference, mcnemar, newcombe, wilson
 
 Graded = tuple[GoldenCase, Grade]
 
@@ -62,6 +62,47 @@ class Bias:
 def plain_rate(rate: Rate) -> dict[str, Any]:
     """Return a rate as plain data for JSON."""
     return {"count": rate.k, "n": rate.n, "rate": rate.value, "interval": list(rate.interval)}
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceChange:
+    """What the update did to the stereotype preference, case by case.
+
+    ``gained`` cases prefer the stereotype only now, ``dropped`` ones only before. ``value`` is the new
+    rate less the old one with Newcombe's paired interval, ``p`` McNemar's exact p-value.
+    """
+
+    gained: int
+    dropped: int
+    value: float
+    interval: Interval
+    p: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**plain, "interval": list(self.interval)}
+
+
+def preference_change(results: Iterable[CaseResult]) -> PreferenceChange | None:
+    """Measure how the stereotype preference changed; None where no case names a stereotype."""
+    chosen = [
+        (r.old_grade.answer == r.case.stereotype, r.new_grade.answer == r.case.stereotype)
+        for r in results
+        if r.case.stereotype is not None and r.error is None
+    ]
+    if not chosen:
+        return None
+    both, dropped, gained, neither = (
+        chosen.count(each) for each in ((True, True), (True, False), (False, True), (False, False))
+    )
+    return PreferenceChange(
+        gained=gained,
+        dropped=dropped,
+        value=(gained - dropped) / len(chosen),
+        interval=newcombe(both, dropped, gained, neither),
+        p=mcnemar(dropped, gained),
+    )
 
 
 def bias_of(results: Iterable[CaseResult]) -> tuple[Bias, Bias] | None:

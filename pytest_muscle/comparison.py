@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_muscle.accepted import AcceptedFlips, StaleFlip
-from pytest_muscle.bias import Bias, bias_of, inherited_by_slice, inherited_errors, plain_rate
+from pytest_muscle.bias import (
+    Bias,
+    PreferenceChange,
+    bias_of,
+    inherited_by_slice,
+    inherited_errors,
+    plain_rate,
+    preference_change,
+)
 from pytest_muscle.evidence import Rate
 from pytest_muscle.flips import CaseResult, Flip
 from pytest_muscle.gates import Gate, Judge, Outcome, Verdict, decide
@@ -110,6 +118,12 @@ class Comparison:
         """The old and the new model's bias on each dataset that tells of any."""
         measured = {name: bias_of(results) for name, results in self._by_dataset(self.results).items()}
         return {name: bias for name, bias in measured.items() if bias is not None}
+
+    @cached_property
+    def preference_changes(self) -> dict[str, PreferenceChange]:
+        """What the update did to the stereotype preference, by dataset."""
+        changes = {name: preference_change(each) for name, each in self._by_dataset(self.results).items()}
+        return {name: change for name, change in changes.items() if change is not None}
 
     @cached_property
     def inherited(self) -> dict[str, dict[str, Rate]]:
@@ -219,6 +233,7 @@ class Comparison:
         inherited = {name: plain_rate(rate) for name, rate in (rates or {}).items()}
         return {
             "bias": bias and {"old": bias[0].to_dict(), "new": bias[1].to_dict()},
+            "stereotype_change": (change := self.preference_changes.get(dataset)) and change.to_dict(),
             "inherited_errors": {**inherited.pop(""), "slices": inherited} if inherited else None,
         }
 

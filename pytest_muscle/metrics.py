@@ -162,7 +162,7 @@ def find_worst_slice(metrics: Metrics, slices: Mapping[str, Metrics]) -> WorstSl
     flips = metrics.counts.get(str(Flip.NEGATIVE), 0)
     found = []
     for name, part in slices.items():
-        if 0 < part.n < metrics.n:
+        if flips and 0 < part.n < metrics.n:
             lost = part.counts.get(str(Flip.NEGATIVE), 0)
             p = hypergeometric_tail(lost, flips, part.n, metrics.n)
             elsewhere = (flips - lost) / (metrics.n - part.n)

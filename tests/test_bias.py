@@ -10,7 +10,7 @@ from scipy import stats
 from statsmodels.stats.proportion import confint_proportions_2indep
 
 from pytest_muscle import compare
-from pytest_muscle.bias import bias_of, inherited_by_slice, inherited_errors, measure_bias
+from pytest_muscle.bias import bias_of, inherited_by_slice, inherited_errors, measure_bias, preference_change
 from pytest_muscle.comparison import Comparison, ModelIdentity
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.flips import judge
@@ -20,7 +20,7 @@ from pytest_muscle.grading import Grade, grade
 from pytest_muscle.models import Response
 from pytest_muscle.reports.terminal import summarise
 from pytest_muscle.settings import Threshold
-from pytest_muscle.statistics import wilson
+from pytest_muscle.statistics import newcombe, wilson
 
 
 def grouped(**right_of):
@@ -124,6 +124,18 @@ def test_the_stereotype_preference_is_the_share_that_chooses_it():
     assert (old.stereotype_preference.k, old.stereotype_preference.n) == (20, 40)
     assert new.stereotype_preference.value == 0.0
     assert old.stereotype_preference.interval == pytest.approx(wilson(20, 40))
+
+
+def test_a_change_of_preference_is_paired():
+    """SmolLM2-135M against itself at 4 bits on CrowS-Pairs: 127 preferences given up, 88 new ones."""
+    stereotype, other = (-1.0, -2.0), (-2.0, -1.0)
+    kinds = [(stereotype, stereotype)] * 711 + [(stereotype, other)] * 127 + [(other, stereotype)] * 88
+    change = preference_change(preference(0, *kind) for kind in kinds + [(other, other)] * 582)
+    assert (change.gained, change.dropped) == (88, 127)
+    assert change.value == pytest.approx(-39 / 1508)
+    assert change.interval == pytest.approx(newcombe(711, 127, 88, 582))
+    assert change.p == pytest.approx(stats.binomtest(88, 215).pvalue)
+    assert preference_change([result(RIGHT, WRONG)]) is None
 
 
 def test_where_a_stereotype_is_named_every_choice_may_be_right():
@@ -245,10 +257,10 @@ def test_the_summary_tells_of_bias_and_of_what_was_inherited():
         *(mended(WRONG, RIGHT, text, f"m-{text}") for text in (WRONG, RIGHT)),
     ]
     text = " ".join(summarise(compared(members), 140).split())
-    assert "widest accuracy gap of groups 0.00%" in text
-    assert "50.00% [8.16% to 74.59%] a over b" in text
+    assert "widest accuracy gap of groups 0.00% [-27.75% to 27.75%] 50.00% [8.16% to 74.59%] a over b" in text
     assert "pairs told apart 0.00% of 1 [0.00% to 79.35%] 100.00% of 1" in text
     assert "stereotype preferred 50.00% of 4" in text
+    assert "the stereotype is preferred in 0 cases only now, in 0 only before: +0.00 points" in text
     assert "the adapter turned 1 of 2 right answers that the old model had wrong" in text
 
 

@@ -9,7 +9,7 @@ from pytest_muscle.comparison import Comparison
 from pytest_muscle.evidence import Rate
 from pytest_muscle.flips import CaseResult, Draws
 from pytest_muscle.reports.explain import change
-from pytest_muscle.reports.story import NOTHING, bounds, count, percent
+from pytest_muscle.reports.story import NOTHING, bounds, count, percent, points
 from pytest_muscle.reports.text import one_line
 from pytest_muscle.sampling import Noise
 from pytest_muscle.statistics import ALPHA
@@ -91,6 +91,18 @@ def bias_rows(comparison: Comparison) -> Iterator[tuple[str, ...]]:
         where = f"{one_line(name, 60)}: " if len(comparison.bias) > 1 else ""
         for title, cells in _figures(sides):
             yield (f"{where}{title}", *cells)
+
+
+def preference_sentences(comparison: Comparison) -> Iterator[str]:
+    """Say for each dataset what the update did to the stereotype preference, case by case."""
+    for name, update in comparison.preference_changes.items():
+        where = f"{one_line(name, 60)}: " if len(comparison.preference_changes) > 1 else ""
+        low, high = (100 * bound for bound in update.interval)
+        yield (
+            f"{where}the stereotype is preferred in {count(update.gained, 'case')} only now, in "
+            f"{update.dropped:,} only before: {points(update.value)} [{low:+.2f} to {high:+.2f}], "
+            f"p = {update.p:.2g}"
+        )
 
 
 def _figures(sides: list[Bias]) -> Iterator[tuple[str, list[str]]]:

@@ -15,6 +15,7 @@ from pytest_muscle.reports.evidence import (
     bias_rows,
     inherited_sentences,
     noise_sentences,
+    preference_sentences,
     worst_slice_sentences,
 )
 from pytest_muscle.reports.explain import change
@@ -78,6 +79,7 @@ def _parts(comparison: Comparison) -> Iterator[RenderableType]:
         yield "\n".join([*worst_slice_sentences(comparison), ""])
     if bias := list(bias_rows(comparison)):
         yield _bias(bias)
+        yield "\n".join([*preference_sentences(comparison), ""])
     if regressions := _regressions(comparison):
         yield "\n".join(["worst regressions", *regressions, ""])
     if comparison.adapter is not None:
@@ -204,6 +206,8 @@ def _worst_slices(comparison: Comparison) -> list[tuple[str, Metrics]]:
         for key, metrics in dataset.slices.items()
         if metrics.nfr is not None
     ]
+    if not any(metrics.nfr or metrics.nfr_mc for _, metrics in slices):
+        return []
     # By what is sure to be lost: one flip in two cases says less than thirty in a hundred.
     return sorted(slices, key=lambda each: (-each[1].intervals["nfr"][0], -(each[1].nfr or 0.0), each[0]))
 
@@ -226,6 +230,8 @@ def _table_of_slices(slices: Sequence[tuple[str, Metrics]]) -> Table:
 
 def _bias(rows: Sequence[tuple[str, ...]]) -> Table:
     table = _table(*rows[0])
+    for column in table.columns:
+        column.no_wrap = False
     for row in rows[1:]:
         table.add_row(*row)
     return table
