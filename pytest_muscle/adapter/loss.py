@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 # Logits held at once: what the caches of a processor like, and what keeps an accelerator busy.
-_CHUNK_ELEMENTS = {"cpu": 2**22}
+_CHUNK_ELEMENTS = {"cpu": 2**23}
 _CHUNK_ELEMENTS_ELSEWHERE = 2**26
 
 
