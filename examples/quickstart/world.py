@@ -10,12 +10,16 @@ from __future__ import annotations
 import math
 import random
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Record = dict[str, Any]
+Option = TypeVar("Option")
 
-DRIFT = 1.6
-"""The deviation of the log popularity, drawn anew for each year, of what can be said."""
+DRIFT, WISH_DRIFT = 1.5, 2.4
+"""Deviations of the log popularity, drawn anew for each year, of facts and of ways to say a wish."""
 
 NOISE = 0.15
 """The share of the desk's records that are filed wrongly."""
@@ -310,9 +314,7 @@ class Desk:
         channel, opener = self._opener()
         fields = self._fields()
         ticket = self.random.choice(TICKETS).format(opener=opener, fault=phrase, wish=text, **fields)
-        summary = "{name} wants {wish}: {product} {fault}".format(
-            fault=fault, wish=wish[0], **fields
-        )
+        summary = f"{fields['name']} wants {wish[0]}: {fields['product']} {fault}"
         return {
             "prompt": f"{ticket}\nSummary:",
             "answer": summary,
@@ -324,11 +326,11 @@ class Desk:
     def _wish(self) -> tuple[list[str], str]:
         """The intent meant (and, second, the one only mentioned), and the sentence that says so."""
         phrases = [(name, said) for name, sayings in INTENTS.items() for said in sayings]
-        meant, a = self._popular(phrases)
+        meant, a = self._popular(phrases, WISH_DRIFT)
         template = self._popular(WISHES)
         if "{b}" not in template:
             return [meant], template.format(a=a)
-        other, b = self._popular([phrase for phrase in phrases if phrase[0] != meant])
+        other, b = self._popular([phrase for phrase in phrases if phrase[0] != meant], WISH_DRIFT)
         return [meant, other], template.format(a=a, b=b)
 
     def _opener(self) -> tuple[str, str]:
@@ -346,12 +348,11 @@ class Desk:
     def _fill(self, template: str, **fields: object) -> str:
         return template.format(**self._fields(), **fields)
 
-    def _popular(self, options: Any) -> Any:
+    def _popular(self, options: Sequence[Option], drift: float = DRIFT) -> Option:
         """One of the options, by its popularity in one of the years."""
         year = self.random.choice(self.years)
-        return self.random.choices(
-            options, [math.exp(DRIFT * _taste(f"{year} {option}")) for option in options]
-        )[0]
+        weights = [math.exp(drift * _taste(f"{year} {option}")) for option in options]
+        return self.random.choices(options, weights)[0]
 
 
 @cache
