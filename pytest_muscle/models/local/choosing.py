@@ -39,12 +39,19 @@ def score(model: PreTrainedModel, requests: Sequence[Choices], budget: Budget) -
 
 
 def _probe(requests: Sequence[Choices]) -> list[int]:
-    """The longest request and the one that shares most with it: all that packing does, at full length."""
-    longest = max(range(len(requests)), key=lambda i: max(len(choice.tokens) for choice in requests[i]))
-    first = requests[longest][0].tokens
+    """The longest request, and the one that shares enough with it to use the cache, else the shortest."""
+    longest = max(range(len(requests)), key=lambda i: _length(requests[i]))
     others = [i for i in range(len(requests)) if i != longest]
-    nearest = max(others, key=lambda i: packing.common_length(first, requests[i][0].tokens), default=None)
-    return [longest] if nearest is None else [longest, nearest]
+    if not others:
+        return [longest]
+    shared = {i: packing.common_length(requests[longest][0].tokens, requests[i][0].tokens) for i in others}
+    nearest = max(others, key=shared.__getitem__)
+    shortest = min(others, key=lambda i: _length(requests[i]))
+    return [longest, nearest if shared[nearest] > packing.WORTHWHILE else shortest]
+
+
+def _length(choices: Choices) -> int:
+    return max(len(choice.tokens) for choice in choices)
 
 
 def _packed_agrees(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pytest_muscle.models.local.encoding import Choices
 
 # A shorter common prefix costs more as a forward pass of its own than it saves.
-_WORTHWHILE = 32
+WORTHWHILE = 32
 
 
 def score(model: PreTrainedModel, requests: Sequence[Choices], budget: Budget) -> Iterator[ScoredBatch]:
@@ -59,7 +59,7 @@ class _Walk:
         end, used = self._fill(start, tokens)
         if end < len(self.heads):
             shared = common_length(self.heads[start], self.heads[end])
-            if shared - len(self.target) >= _WORTHWHILE:
+            if shared - len(self.target) >= WORTHWHILE:
                 self.target = self.heads[start][:shared]
                 end, used = self._fill(start, tokens)
         return end, used
@@ -81,7 +81,7 @@ class _Walk:
             choices = self.requests[item]
             fresh = sum(len(choice.tokens) for choice in choices) - max(kept, shared)
             fresh -= (len(choices) - 1) * len(self.heads[item])
-            leaves = kept <= len(self.target) - _WORTHWHILE
+            leaves = kept <= len(self.target) - WORTHWHILE
             if item > start and (used + fresh > tokens or leaves):
                 return item, used
             used += fresh
