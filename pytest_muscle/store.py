@@ -63,7 +63,9 @@ class Store:
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
         try:
-            self._prepare(connection)
+            # SQLite does not wait for another process where the journal's mode is set.
+            with self.lock("opening"):
+                self._prepare(connection)
         except BaseException:
             connection.close()
             raise

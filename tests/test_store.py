@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -333,3 +333,12 @@ def put_from_another_thread(folder: Path) -> None:
     store = Store(folder)
     store.put("m", [("r", Response(text="late"))])
     store.close()
+
+
+def test_a_store_is_opened_by_one_process_at_a_time(store):
+    """SQLite answers "database is locked" at once to the second of two that set a new file's journal."""
+    with ThreadPoolExecutor() as pool:
+        with store.lock("opening"):
+            opened = pool.submit(lambda: Store(store.path.parent).close())
+            assert not wait([opened], timeout=0.3).done
+        opened.result(timeout=30)
