@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,6 +182,15 @@ class Comparison:
         if self.gates:
             return any(gate.blocks for gate in self.gates)
         return any(each.verdict is Verdict.FAILED for each in self.outcomes.values())
+
+    def mending(self, plain: Comparison) -> Comparison:
+        """Return this comparison, of a model with its adapter, beside the one without."""
+        grades = {result.case.key: result.new_grade for result in (*plain.results, *plain.beside)}
+        results, beside = (
+            [replace(result, unmended=grades.get(result.case.key)) for result in side]
+            for side in (self.results, self.beside)
+        )
+        return replace(self, results=results, beside=beside)
 
     def result(self, case: GoldenCase) -> CaseResult:
         """Return the result of a selected case."""

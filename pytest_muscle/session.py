@@ -133,7 +133,7 @@ class Session:
         old, _ = self.models
         name = f"{self.settings.new.name} + adapter"
         spec = replace(self.settings.new, name=name, spec=str(trained.path))
-        mended = _beside(plain, self._compare(old, self._open(spec, "new"), asking, spec.name))
+        mended = self._compare(old, self._open(spec, "new"), asking, spec.name).mending(plain)
         if asking:
             trained.record(plain.metrics, mended.metrics)
         return replace(mended, adapter=replace(adapter, after=mended))
@@ -265,15 +265,6 @@ class Session:
             self._store.close()
         if self.settings.cache_dir is None and not keep:
             shutil.rmtree(self._own_folder, ignore_errors=True)
-
-
-def _beside(plain: Comparison, mended: Comparison) -> Comparison:
-    grades = {result.case.key: result.new_grade for result in (*plain.results, *plain.beside)}
-    results, beside = (
-        [replace(result, unmended=grades.get(result.case.key)) for result in side]
-        for side in (mended.results, mended.beside)
-    )
-    return replace(mended, results=results, beside=beside)
 
 
 def _drawn(cases: Sequence[GoldenCase], draw: int) -> Sequence[GoldenCase]:

@@ -204,6 +204,14 @@ def test_inherited_errors_by_slice():
     assert rates == {"lang=de": (1, 2), "lang=fr": (0, 1)}
 
 
+def test_a_comparison_with_an_adapter_knows_the_one_without():
+    plain = compared([result(WRONG, RIGHT, "a"), result(RIGHT, RIGHT, "b")])
+    adapted = compared([result(WRONG, WRONG, "a"), result(RIGHT, RIGHT, "b")]).mending(plain)
+    assert [each.unmended.correct for each in adapted.results] == [True, True]
+    assert (adapted.inherited[SET][""].k, adapted.inherited[SET][""].n) == (1, 1)
+    assert plain.inherited == {}
+
+
 def gate_of(members, limit, decision="point"):
     threshold = Threshold("max_inherited_error_rate", limit, decision=decision)
     (gate,) = decide(plan([each.case for each in members], [threshold]), members)
