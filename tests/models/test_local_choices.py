@@ -191,7 +191,8 @@ def test_packing_is_used_where_it_gives_the_same_numbers(
         real = module.score
         monkeypatch.setattr(module, "score", lambda *a, real=real, name=name: paths.append(name) or real(*a))
     answers(directory, CASES[:3])
-    assert paths == ["plain", "packed", "packed" if packed else "plain"]
+    assert (paths[0], paths[-1]) == ("packed", "packed" if packed else "plain")
+    assert paths.count("packed") == (2 if packed else 1)
 
 
 @pytest.mark.parametrize("failure", [lambda *_: [[(0, (0.0, 0.0))]], lambda *_: 1 / 0])
@@ -229,7 +230,7 @@ def test_batches_are_halved_when_memory_runs_out(tiny_model: Path, path: Score, 
     model = load_model(resolve_checkpoint(str(tiny_model)), device="cpu")
     requests = encoded(tiny_model, CASES[:8])
     expected = scores(path, model, requests, 100_000)
-    memory = Memory(model, 150, error)
+    memory = Memory(model, 125, error)
     budget = Budget(100_000)
     found = dict(pair for batch in path(model, requests, budget) for pair in batch)
     assert memory.failures > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,19 +23,16 @@ def score(model: PreTrainedModel, requests: Sequence[Choices], budget: Budget) -
     """Yield ``(index of the request, log-likelihood of each choice in nats)`` batch by batch.
 
     Whether the model can be run on packed tries (attention windows, recurrent layers and code of its own
-    may prevent it) is found out by scoring the longest requests on both paths.
+    may prevent it) is found out by comparing both paths on two of the requests.
     """
     probe = _probe(requests)
-    plain: list[Scores | None] = [None] * len(probe)
-    for batch in scoring.score(model, [requests[i] for i in probe], budget):
-        for item, scores in batch:
-            plain[item] = scores
-    yield list(zip(probe, plain, strict=True))
-    rest = [i for i in range(len(requests)) if i not in probe]
-    if not rest:
+    answers = _packed(model, [requests[i] for i in probe])
+    if answers is None or not _agrees(model, [requests[i] for i in probe], answers):
+        yield from scoring.score(model, requests, budget)
         return
-    path = packing if _packed_agrees(model, [requests[i] for i in probe], plain) else scoring
-    for batch in path.score(model, [requests[i] for i in rest], budget):
+    yield list(zip(probe, answers, strict=True))
+    rest = [i for i in range(len(requests)) if i not in probe]
+    for batch in packing.score(model, [requests[i] for i in rest], budget):
         yield [(rest[item], scores) for item, scores in batch]
 
 
@@ -54,18 +52,27 @@ def _length(choices: Choices) -> int:
     return max(len(choice.tokens) for choice in choices)
 
 
-def _packed_agrees(
-    model: PreTrainedModel, probe: Sequence[Choices], expected: Sequence[Scores | None]
-) -> bool:
+def _packed(model: PreTrainedModel, probe: Sequence[Choices]) -> list[Scores | None] | None:
     # One request a row, so that what they share goes through the cache.
     one_by_one = Budget(1)
     try:
-        packed = {item: scores for batch in packing.score(model, probe, one_by_one) for item, scores in batch}
+        found = dict(pair for batch in packing.score(model, probe, one_by_one) for pair in batch)
+        return [found[item] for item in range(len(probe))]
     except Exception:  # A model without such masks or caches may fail in any way.
-        return False
+        return None
+
+
+def _agrees(model: PreTrainedModel, probe: Sequence[Choices], answers: Sequence[Scores | None]) -> bool:
+    # The last choice comes after all others in its row and would show if it saw them.
+    alone = [choices[-1:] for choices in probe]
+    plain = dict(pair for batch in scoring.score(model, alone, Budget(1)) for pair in batch)
     noise = torch.finfo(model.dtype).eps ** 0.5
     return all(
-        abs(mine - plain) <= noise * choice.scored or (mine != mine and plain != plain)
-        for item, choices in enumerate(probe)
-        for choice, mine, plain in zip(choices, packed[item] or (), expected[item] or (), strict=False)
+        _close(mine[-1], other[0], noise * choices[-1].scored)
+        for item, (choices, mine) in enumerate(zip(probe, answers, strict=True))
+        if mine is not None and (other := plain[item]) is not None
     )
+
+
+def _close(a: float, b: float, tolerance: float) -> bool:
+    return abs(a - b) <= tolerance or (math.isnan(a) and math.isnan(b))
