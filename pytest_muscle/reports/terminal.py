@@ -72,7 +72,7 @@ def _parts(comparison: Comparison) -> Iterator[RenderableType]:
         yield "\n  ".join(noise) + "\n"
     if gates := [gate for gate in comparison.gates if gate.answered]:
         gates.sort(key=lambda gate: _ORDER.index(gate.ruling))
-        yield _gates(gates)
+        yield _gates(gates, _common_folder(comparison))
         yield "\n".join(_of_gates(gates))
     if slices := _worst_slices(comparison):
         yield _table_of_slices(slices)
@@ -138,14 +138,16 @@ def _scores(comparison: Comparison) -> str:
 
 
 def _rates(comparison: Comparison) -> Table:
-    table = _table("dataset", "n", "old", "new", "NFR", "95%", "NFR_mc", "PFR")
+    folder = _common_folder(comparison)
+    title = f"in {one_line(folder, 40)}" if folder else "dataset"
+    table = _table(title, "n", "old", "new", "NFR", "95%", "NFR_mc", "PFR")
     rows = [(name, dataset.metrics) for name, dataset in comparison.datasets.items()]
     if len(rows) > 1:
         rows.append(("all", comparison.metrics))
     for name, metrics in rows:
         old, new = _level(metrics)
         table.add_row(
-            one_line(name, 60),
+            one_line(name.removeprefix(folder), 60),
             f"{metrics.n:,}",
             old,
             new,
@@ -157,6 +159,12 @@ def _rates(comparison: Comparison) -> Table:
     return table
 
 
+def _common_folder(comparison: Comparison) -> str:
+    """The folder that all of several datasets lie in; it need not stand in every row."""
+    folders = [name.rpartition("/")[0] for name in comparison.datasets]
+    return f"{folders[0]}/" if len(folders) > 1 and folders[0] and len(set(folders)) == 1 else ""
+
+
 def _level(metrics: Metrics) -> tuple[str, str]:
     if metrics.accuracy_old is not None:
         return _rate(metrics.accuracy_old), _rate(metrics.accuracy_new)
@@ -165,14 +173,14 @@ def _level(metrics: Metrics) -> tuple[str, str]:
     return "-", "-"
 
 
-def _gates(gates: Sequence[Gate]) -> Table:
+def _gates(gates: Sequence[Gate], folder: str) -> Table:
     from rich.text import Text
 
     table = _table("gate", "budget", "value", "95%", "verdict", "reversal", "needs")
     for gate in gates[:_MOST_GATES]:
         word, style = _RULINGS.get(gate.ruling, ("", ""))
         table.add_row(
-            f"{one_line(gate.scope, 60)} {gate.name}",
+            f"{one_line(gate.scope.removeprefix(folder), 60)} {gate.name}",
             f"{gate.limit:g}",
             f"{gate.value:.4f}" if gate.value is not None else "-",
             _bounds(gate.interval),
@@ -199,9 +207,9 @@ def _of_gates(gates: Sequence[Gate]) -> Iterator[str]:
 
 
 def _worst_slices(comparison: Comparison) -> list[tuple[str, Metrics]]:
-    several = len(comparison.datasets) > 1
+    several, folder = len(comparison.datasets) > 1, _common_folder(comparison)
     slices = [
-        (f"{name} {key}" if several else key, metrics)
+        (f"{name.removeprefix(folder)} {key}" if several else key, metrics)
         for name, dataset in comparison.datasets.items()
         for key, metrics in dataset.slices.items()
         if metrics.nfr is not None
