@@ -110,7 +110,7 @@ class TrainingConfig:
     validation_share: float = 0.2
     seed: int = 0
     tokens: Tokens = "all"
-    texts: Texts = "choices"
+    texts: Texts = "answer"
     max_length: int | None = None
     overlong: Overlong = "truncate"
     save_steps: int = 50
@@ -209,7 +209,6 @@ class TaskConfig(TrainingConfig):
     """How a task adapter is trained: plain cross-entropy, on the answers unless ``tokens`` says otherwise."""
 
     tokens: Tokens = "answer"
-    texts: Texts = "answer"
     selection: TaskSelection = "accuracy"
 
     def __post_init__(self) -> None:
@@ -230,7 +229,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gradient_accumulation": 8,
         "batch_size": 1,
         "epochs": 10,
-        "texts": "answer",
         "selection": "validation_loss",
     },
 }

@@ -29,7 +29,6 @@ QUICK = {
     "learning_rate": 1e-2,
     "save_steps": 2,
     "validation_share": 0.25,
-    "texts": "answer",
 }
 
 

@@ -24,8 +24,7 @@ def encoder(tiny_model):
 
 def encode(encoder, *raw, max_length=100, **settings):
     cases = read_cases(raw)
-    config = CompatibilityConfig(**{"texts": "answer", **settings})
-    return encode_cases(cases, encoder, config, max_length)
+    return encode_cases(cases, encoder, CompatibilityConfig(**settings), max_length)
 
 
 def test_the_right_choice_and_its_end(encoder):
