@@ -17,7 +17,9 @@ def headline(result: CaseResult, decided: Outcome) -> str:
     """Return one line: what happened, the truth and both answers."""
     if result.error is not None:
         return f"not judged: {one_line(result.error)}"
-    return f"{one_line(decided.reason, 120)}: {change(result)}"
+    flip = result.flip.words if result.flip else ""
+    why = decided.reason.removeprefix(flip).lstrip(",; ")
+    return f"{flip}: {change(result)}" + (f"; {one_line(why, 120)}" if why else "")
 
 
 def change(result: CaseResult) -> str:
