@@ -7,7 +7,20 @@ import pytest
 
 pytest.importorskip("torch")
 
-WORDS = "parcel order money bill apples box customer answer question late twice happy".split()
+WORDS = [
+    "parcel",
+    "order",
+    "money",
+    "bill",
+    "apples",
+    "box",
+    "customer",
+    "answer",
+    "question",
+    "late",
+    "twice",
+    "happy",
+]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The plugin as pytest's users meet it; models are recordings or plain functions, so that no test needs torch."""
+"""The plugin as its users meet it; models are recordings or plain functions: no test needs torch."""
 
 import json
 import re
@@ -412,16 +412,16 @@ def test_fixtures_for_own_tests(project):
 
 
 def test_the_flip_fixture_alone_asks_only_for_its_cases(project):
-    run = calling_models(project)
+    calling_models(project)
     project.makepyfile(test_own="def test_case(golden_case, flip): assert flip == 'both_correct'")
     configure(
         project,
-        '[tool.pytest-muscle]\nold = "python:system:old"\nnew = "python:system:new"\ngolden = ["golden/qa.jsonl"]',
+        '[tool.pytest-muscle]\nold = "python:system:old"\nnew = "python:system:new"\n'
+        'golden = ["golden/qa.jsonl"]',
     )
     result = project.runpytest("test_own.py", "-k", "keep")
     result.assert_outcomes(passed=1, deselected=4)
     assert calls(project) == ["new keep", "old keep"]
-    assert run
 
 
 # Reports

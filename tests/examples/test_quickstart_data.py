@@ -1,4 +1,4 @@
-"""The quickstart's data: made by its script, without contamination, small enough to live in the repository."""
+"""The quickstart's data: made by its script, uncontaminated, small enough to live in the repository."""
 
 from __future__ import annotations
 
