@@ -158,7 +158,7 @@ class Gate:
     @property
     def is_zero_tolerance(self) -> bool:
         """Whether the budget is too small for even one case."""
-        return 0 <= self.limit < self.step
+        return self.ruling is not Ruling.UNJUDGED and 0 <= self.limit < self.step
 
     def verdict(self) -> str:
         """One sentence: what was measured against what."""
