@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from pytest_muscle.adapter.report import AdapterResult
 
 _SECONDS = 5.0
+_LAUNCHING = """\
+several processes on one machine, with GPUs or without:
+  accelerate launch --multi_gpu --num_processes 2 -m pytest_muscle.adapter compatibility ...
+(with --cpu instead of --multi_gpu accelerate starts one process only, unless MPI starts the others)"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,7 +71,10 @@ def _only(given: dict[str, Any], kind: type[Recipe | TrainingConfig]) -> dict[st
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m pytest_muscle.adapter", description="Train a LoRA adapter from golden-format records."
+        prog="python -m pytest_muscle.adapter",
+        description="Train a LoRA adapter from golden-format records.",
+        epilog=_LAUNCHING,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     compatibility = commands.add_parser(

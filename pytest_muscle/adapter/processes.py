@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,6 +12,8 @@ import torch
 from accelerate import PartialState  # type: ignore[import-untyped]
 from accelerate.utils import broadcast_object_list, gather_object  # type: ignore[import-untyped]
 
+from pytest_muscle.errors import MuscleError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -19,7 +22,10 @@ R = TypeVar("R")
 
 
 class Processes:
-    """This process's number, how many there are, and what they do together."""
+    """This process's number, how many there are, and what they do together.
+
+    Raises MuscleError where ``accelerate launch`` was asked for several processes and started one.
+    """
 
     def __init__(self, device: torch.device) -> None:
         # As the trainer does: a state left by earlier work in this process may be for another device.
@@ -27,6 +33,11 @@ class Processes:
         state = PartialState(cpu=device.type == "cpu")
         self.number: int = state.process_index
         self.count: int = state.num_processes
+        if self.count == 1 and _is_alone_by_mistake():
+            raise MuscleError(
+                "accelerate launch --cpu starts one process, whatever --num_processes says (unless MPI starts "
+                "them); name --multi_gpu instead of --cpu: without GPUs its processes run on the CPU"
+            )
         # Of a CPU there is one, though the state numbers it for each process.
         own = self.count > 1 and device.type != "cpu"
         self.device: torch.device = state.device if own else device
@@ -59,6 +70,11 @@ class Processes:
         for number, part in parts:
             results[number :: self.count] = part
         return results
+
+
+def _is_alone_by_mistake() -> bool:
+    # The launcher sets an address to meet at only where it was asked for several processes.
+    return os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
 
 
 @contextmanager

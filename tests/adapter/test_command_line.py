@@ -76,6 +76,28 @@ def losses(output):
     return [(step["loss"], step["from_old"]) for step in report["steps"]], report["epochs"]
 
 
+def launch(how, call, *more):
+    """Run the command line in two processes that accelerate starts."""
+    given = ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", *more]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", how, "--dynamo_backend", "no", *given]
+    root = Path(__file__).parent.parent.parent
+    return subprocess.run(
+        [*launcher, "--main_process_port", "0", "-m", "pytest_muscle.adapter", *call],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.mark.slow
+def test_a_launcher_that_starts_one_process_of_two_is_not_believed(tiny_model, train_file, tmp_path):
+    done = launch("--cpu", arguments("task", train_file, tmp_path / "a", base=tiny_model))
+    assert done.returncode != 0
+    assert "error: accelerate launch --cpu starts one process" in done.stderr
+    assert "--multi_gpu" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("teacher", ["cached", "live"])
 def test_two_processes_are_one_with_twice_the_accumulation(
@@ -86,14 +108,7 @@ def test_two_processes_are_one_with_twice_the_accumulation(
     models = {"old": tiny_model, "new": tiny_model_b}
     accumulate = ("--gradient-accumulation", "2")
     assert main(arguments("compatibility", train_file, one, *more, *accumulate, **models)) == 0
-    # On one machine without accelerators this is what starts several processes.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    call = [*launch, "-m", "pytest_muscle.adapter"]
-    call += arguments("compatibility", train_file, two, *more, **models)
-    root = Path(__file__).parent.parent.parent
-    done = subprocess.run(
-        call, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=600
-    )
+    done = launch("--multi_gpu", arguments("compatibility", train_file, two, *more, **models))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("training, truth_weighted") == 1
     (mine, my_epochs), (theirs, their_epochs) = losses(one), losses(two)
