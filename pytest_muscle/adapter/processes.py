@@ -35,8 +35,8 @@ class Processes:
         self.count: int = state.num_processes
         if self.count == 1 and _is_alone_by_mistake():
             raise MuscleError(
-                "accelerate launch --cpu starts one process, whatever --num_processes says (unless MPI starts "
-                "them); name --multi_gpu instead of --cpu: without GPUs its processes run on the CPU"
+                "accelerate launch --cpu starts one process, whatever --num_processes says (unless MPI does "
+                "it); name --multi_gpu instead of --cpu: without GPUs its processes run on the CPU"
             )
         # Of a CPU there is one, though the state numbers it for each process.
         own = self.count > 1 and device.type != "cpu"
