@@ -269,17 +269,18 @@ def read_golden(
     dataset: str | None = None,
     defaults: Mapping[str, Any] | None = None,
     limit: int | None = None,
+    records: Callable[[Path], Iterator[tuple[int, Record]]] = read_records,
 ) -> list[GoldenCase]:
     """Read one golden dataset.
 
     ``dataset`` is the name shown to people (default: the path), ``defaults`` the fields of
-    ``[tool.pytest-muscle.datasets."..."]``, ``limit`` the number of cases to read. Raises MuscleError
-    naming the file, the line, the field and the remedy.
+    ``[tool.pytest-muscle.datasets."..."]``, ``limit`` the number of cases to read, ``records`` what
+    reads the file. Raises MuscleError naming the file, the line, the field and the remedy.
     """
     name = dataset if dataset is not None else path.as_posix()
     seen: dict[str, int] = {}
     cases: list[GoldenCase] = []
-    for line, record in read_records(path):
+    for line, record in records(path):
         if limit is not None and len(cases) == limit:
             break
         try:

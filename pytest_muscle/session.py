@@ -19,10 +19,10 @@ from pytest_muscle.errors import MuscleError
 from pytest_muscle.evaluation import Key, Progress, ask, held, silent
 from pytest_muscle.flips import CaseResult
 from pytest_muscle.gates import Gate, idle_budgets, plan
-from pytest_muscle.golden import GoldenCase, read_golden
+from pytest_muscle.golden import GoldenCase, read_golden, read_records
 from pytest_muscle.grading import make_similarity
 from pytest_muscle.mending import Training, TrainingProgress, silent_training, train_adapter
-from pytest_muscle.models import Model, ModelOptions, Response, open_model
+from pytest_muscle.models import Model, ModelOptions, Response, golden_reader, open_model
 from pytest_muscle.reports.files import write_files
 from pytest_muscle.sampling import compare_draws
 from pytest_muscle.settings import ACCEPTED, ModelSpec, Settings, load_settings
@@ -56,7 +56,9 @@ class Session:
         if path not in self._datasets:
             name = self.settings.dataset_name(path)
             defaults = self.settings.datasets.get(name)
-            self._datasets[path] = read_golden(path, name, defaults, self.settings.limit)
+            kind = self.settings.golden_logs.get(path)
+            records = golden_reader(kind) if kind else read_records
+            self._datasets[path] = read_golden(path, name, defaults, self.settings.limit, records)
         return self._datasets[path]
 
     def gates(self, path: Path) -> list[Gate]:

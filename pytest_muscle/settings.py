@@ -61,13 +61,15 @@ class Settings:
 
     Paths are absolute. ``cache_dir`` is None where no response is to be kept after the run.
     ``inconclusive`` is what becomes of a gate that the sample cannot decide; None leaves it to the
-    gate's decision. ``slice_pairs`` makes a slice of each pair of tags, too.
+    gate's decision. ``slice_pairs`` makes a slice of each pair of tags, too. ``golden_logs`` says of those
+    golden datasets that are another tool's logs what kind they are, such as ``lm-eval``.
     """
 
     root: Path
     old: ModelSpec
     new: ModelSpec
     golden: tuple[Path, ...] = ()
+    golden_logs: Mapping[Path, str] = field(default_factory=dict)
     adapter: AdapterMode = "off"
     train: Path | None = None
     adapter_output: Path | None = None
@@ -195,7 +197,12 @@ _decision = _one_of(*get_args(Decision))
 OPTIONS = (
     Option("old", _text, "the old model, whose users are to keep what works", "SPEC"),
     Option("new", _text, "the new model, the release to be judged", "SPEC"),
-    Option("golden", _texts, "a golden dataset; may be repeated and hold wildcards", repeatable=True),
+    Option(
+        "golden",
+        _texts,
+        "a golden dataset, or lm-eval:, inspect: or promptfoo: and its log; may be repeated",
+        repeatable=True,
+    ),
     Option(
         "adapter",
         _one_of(*get_args(AdapterMode)),
@@ -333,7 +340,9 @@ class _Loader:
                 f"adapter = {values['adapter']} needs training records: add --muscle-train=PATH "
                 f"or 'train' in [{TABLE}] of {self.origin}"
             )
-        values["golden"] = tuple(self._golden(values.get("golden", ()), sources.get("golden", "")))
+        golden = self._golden(values.get("golden", ()), sources.get("golden", ""))
+        values["golden"] = tuple(golden)
+        values["golden_logs"] = {path: kind for path, kind in golden.items() if kind}
         values["cache_dir"] = self._cache_dir(values, sources)
         settings = Settings(
             root=self.root,
@@ -363,14 +372,18 @@ class _Loader:
         folder = values.get("cache_dir")
         return self._folder(sources["cache_dir"]) / folder if folder else self.root / ".pytest-muscle"
 
-    def _golden(self, patterns: Sequence[str], source: str) -> Iterator[Path]:
-        seen = set()
+    def _golden(self, patterns: Sequence[str], source: str) -> dict[Path, str]:
+        """Return the paths in order, each with the kind of log that it is or an empty text."""
+        from pytest_muscle.models import LOGS
+
+        found: dict[Path, str] = {}
         named = source if source.startswith("--") else f"'golden' in [{TABLE}] of {self.origin}"
         for pattern in patterns:
-            for path in _matches(self._folder(source), pattern, named):
-                if path not in seen:
-                    seen.add(path)
-                    yield path
+            kind, _, rest = pattern.partition(":")
+            kind, pattern = (kind, rest) if kind in LOGS and rest else ("", pattern)
+            for path in _matches(self._folder(source), pattern, named, kind):
+                found.setdefault(path, kind)
+        return found
 
     def _thresholds(
         self, table: Mapping[str, Any], dataset: str = "", slice_name: str = ""
@@ -491,10 +504,16 @@ MODEL_OPTIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _matches(folder: Path, pattern: str, named: str) -> list[Path]:
+def _matches(folder: Path, pattern: str, named: str, kind: str) -> list[Path]:
+    from pytest_muscle.models import golden_logs
+
     path = (folder / pattern).resolve()
     if path.is_file():
         return [path]
+    if kind and path.is_dir():
+        if logs := golden_logs(kind, path):
+            return logs
+        raise MuscleError(f"golden dataset {kind}:{pattern}: no log of that kind in {path}; correct {named}")
     if not any(character in pattern for character in "*?["):
         raise MuscleError(f"golden dataset {pattern}: no such file (looked for {path}); correct {named}")
     from glob import glob

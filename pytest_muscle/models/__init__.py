@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
 from pytest_muscle.errors import MuscleError
-from pytest_muscle.golden import GoldenCase
+from pytest_muscle.golden import GoldenCase, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +92,16 @@ class Model(Protocol):
 _KINDS = {
     "recorded": "pytest_muscle.models.recorded:RecordedModel",
     "lm-eval": "pytest_muscle.models.lm_eval:LmEvalModel",
+    "promptfoo": "pytest_muscle.models.promptfoo:PromptfooModel",
     "python": "pytest_muscle.models.python:PythonModel",
 }
 _LOCAL = "pytest_muscle.models.local:LocalModel"
-_FILES = ("recorded", "lm-eval")
+LOGS = {
+    "lm-eval": "pytest_muscle.models.lm_eval",
+    "promptfoo": "pytest_muscle.models.promptfoo",
+}
+"""Kinds of models whose files also hold what was asked and what is right: golden datasets."""
+_FILES = ("recorded", *LOGS)
 
 
 def open_model(spec: str, options: ModelOptions | None = None) -> Model:
@@ -115,11 +121,23 @@ def open_model(spec: str, options: ModelOptions | None = None) -> Model:
     return model
 
 
+def golden_reader(kind: str) -> Callable[[Path], Iterator[tuple[int, Record]]]:
+    """Return what makes golden records of a log of this kind."""
+    return import_module(LOGS[kind]).golden_records  # type: ignore[no-any-return]
+
+
+def golden_logs(kind: str, folder: Path) -> list[Path]:
+    """Return the logs of this kind in a folder."""
+    return import_module(LOGS[kind]).logs_in(folder)  # type: ignore[no-any-return]
+
+
 def absolute_spec(spec: str, folder: Path) -> str:
     """Return the spec with the path in it, if it has one, starting from ``folder``."""
     kind, colon, target = spec.partition(":")
     if colon and target and kind in _FILES:
-        return f"{kind}:{folder / Path(target).expanduser()}"
+        # What stands after the file's name is no part of its path.
+        file, mark, part = target.partition("#")
+        return f"{kind}:{folder / Path(file).expanduser()}{mark}{part}"
     path = folder / Path(spec).expanduser()
     is_path = spec.startswith((".", "/", "~")) or path.exists()
     return str(path) if is_path and not (colon and kind in _KINDS) else spec

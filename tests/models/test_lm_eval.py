@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pytest_muscle.errors import MuscleError
-from pytest_muscle.golden import GoldenCase
-from pytest_muscle.models import Response, open_model
+from pytest_muscle.golden import GoldenCase, read_golden
+from pytest_muscle.models import Response, golden_reader, open_model
 
 PIQA = "samples_piqa_2026-01-02T03-04-05.678901.jsonl"
 GSM8K = "samples_gsm8k_cot_2026-01-02T03-04-05.678901.jsonl"
@@ -151,7 +151,7 @@ def test_an_id_of_two_documents_names_neither(tmp_path):
     log(tmp_path / "run" / GSM8K, *text_samples(0, "Shots. Sum?", "4"))
     log(tmp_path / "run" / "samples_other_2026.jsonl", *text_samples(0, "Shots. Capital?", "Paris"))
     (response,) = respond(tmp_path / "run", text_case("0", "Sum?"))
-    assert response == Response(error="2 of lm-eval's documents have the id '0'")
+    assert response == Response(error="2 of lm-eval's samples have the id '0'")
 
 
 def test_an_id_does_not_outweigh_other_choices(tmp_path):
@@ -163,14 +163,14 @@ def test_an_id_does_not_outweigh_other_choices(tmp_path):
     assert other.error == fewer.error == "lm-eval logged no sample with this prompt or id"
     for choices in (("no", "yes"), ("yes", "no", "maybe"), ("yes",)):
         (response,) = respond(path, choice_case("0", "Q?", choices))
-        assert response.error == "lm-eval's sample of doc_id 0 has other choices"
+        assert response.error == "lm-eval's sample with the id '0' has other choices"
 
 
 def test_another_kind_of_task_is_no_match(tmp_path):
     path = log(tmp_path / GSM8K, *text_samples(0, "Q?", "4"), choice_sample(1, "C?", ["yes", "no"], [-1, -2]))
     choice, text = respond(path, choice_case("0", "Q?"), text_case("1", "C?"))
-    assert choice.error == "lm-eval's sample of doc_id 0 has other choices"
-    assert text.error == "lm-eval's sample of doc_id 1 has other choices"
+    assert choice.error == "lm-eval's sample with the id '0' has other choices"
+    assert text.error == "lm-eval's sample with the id '1' has other choices"
 
 
 def test_a_folder_is_searched_and_missing_cases_are_counted(tmp_path):
@@ -248,3 +248,95 @@ def test_nothing_logged(tmp_path):
     for path in (tmp_path, tmp_path / "absent", tmp_path / "absent.jsonl"):
         with pytest.raises(MuscleError, match=r"no samples_\*\.jsonl there; run lm_eval with --log_samples"):
             open_model(f"lm-eval:{path}")
+
+
+def golden(path: Path, **defaults: object) -> list[GoldenCase]:
+    return read_golden(path, "d.jsonl", defaults, records=golden_reader("lm-eval"))
+
+
+def test_the_samples_as_golden_cases(tmp_path):
+    samples = [
+        {**choice_sample(0, "Q0?", ["yes ", "no"], [-2.0, -1.0]), "target": "1"},
+        {**choice_sample(1, "Q1?", ["yes", "no"], [-1.0, -2.0]), "target": "no", "acc": 0.0},
+        {**choice_sample(2, "Q2?", ["yes", "no"], [-1.0, -2.0]), "target": "[0, 1]"},
+    ]
+    path = log(tmp_path / PIQA, *samples)
+    cases = golden(path)
+    assert [(case.id, case.prompt, case.answer, case.line) for case in cases] == [
+        ("0", "Q0?", (1,), 1),
+        ("1", "Q1?", (1,), 2),
+        ("2", "Q2?", (0, 1), 3),
+    ]
+    assert {(case.choices, case.delimiter, case.task) for case in cases} == {
+        (("yes ", "no"), " ", "multiple_choice"),
+        (("yes", "no"), " ", "multiple_choice"),
+    }
+    assert [response.loglikelihoods for response in respond(path, *cases)] == [(-2, -1), (-1, -2), (-1, -2)]
+
+
+def test_continuations_without_a_space_have_no_delimiter(tmp_path):
+    sample = choice_sample(0, "Q\n", ["yes", "no"], [-1.0, -2.0])
+    for i, text in enumerate(("yes", " no")):
+        sample["arguments"][f"gen_args_{i}"]["arg_1"] = text
+    (case,) = golden(log(tmp_path / PIQA, sample))
+    assert (case.choices, case.delimiter) == (("yes", " no"), "")
+
+
+def test_generations_as_golden_cases(tmp_path):
+    samples = [*text_samples(0, "Q0?", "zero", id="x"), *text_samples(1, "Q1?", "one", id="y")]
+    samples[2]["target"] = "['one', '1']"
+    for sample in samples:
+        sample["arguments"]["gen_args_0"]["arg_1"]["max_gen_toks"] = 9
+    cases = golden(log(tmp_path / GSM8K, *samples), extract="A: (.*)")
+    assert [(case.id, case.prompt, case.answer) for case in cases] == [
+        ("x", "Q0?", ("#### 4",)),
+        ("y", "Q1?", ("one", "1")),
+    ]
+    settings = {(case.task, case.stop, case.max_new_tokens, case.extract) for case in cases}
+    assert settings == {("exact_match", ("\n\n",), 9, "A: (.*)")}
+
+
+def test_a_similarity_that_was_logged_is_the_metric(tmp_path):
+    sample = {**text_samples(0, "Q0?", "zero")[0], "metrics": ["bleu", "rouge1"]}
+    (case,) = golden(log(tmp_path / GSM8K, sample))
+    assert (case.task, case.metric) == ("generation", "rouge1")
+
+
+def test_documents_that_share_an_id_go_by_number(tmp_path):
+    samples = [*text_samples(7, "Q0?", "zero", id="x"), *text_samples(8, "Q1?", "one", id="x")]
+    path = log(tmp_path / GSM8K, *samples)
+    cases = golden(path)
+    assert [case.id for case in cases] == ["7", "8"]
+    assert [response.text for response in respond(path, *cases)] == ["zero", "one"]
+
+
+def test_documents_that_ask_the_same_are_told_apart_by_id(tmp_path):
+    samples = [*text_samples(0, "Q?", "zero", id="x"), *text_samples(1, "Q?", "one", id="y")]
+    path = log(tmp_path / GSM8K, *samples)
+    assert [response.text for response in respond(path, *golden(path))] == ["zero", "one"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target": "2"}, "its target '2' names none of the 2 choices"),
+        ({"target": "maybe"}, "its target 'maybe' names none of the 2 choices"),
+        ({"target": "[0"}, "its target '[0' names none of the 2 choices"),
+        ({"acc": 0.0}, "its 'acc' does not follow from its target and log-likelihoods"),
+        ({"filtered_resps": [["?", "True"]]}, "not a sample of lm-evaluation-harness"),
+        ({"arguments": {}}, "not a sample of lm-evaluation-harness"),
+    ],
+)
+def test_a_sample_that_makes_no_case_names_its_line(tmp_path, change, message):
+    good = choice_sample(0, "Q?", ["yes", "no"], [-1.0, -2.0])
+    path = log(tmp_path / PIQA, good, {**choice_sample(1, "R?", ["yes", "no"], [-1.0, -2.0]), **change})
+    with pytest.raises(MuscleError) as caught:
+        golden(path)
+    assert str(caught.value).startswith(f"{path}:2: {message}")
+
+
+def test_choices_in_contexts_of_their_own_make_no_case(tmp_path):
+    sample = choice_sample(0, "Q?", ["yes", "no"], [-1.0, -2.0])
+    sample["arguments"]["gen_args_1"]["arg_0"] = "Other?"
+    with pytest.raises(MuscleError, match="each choice has a context of its own"):
+        golden(log(tmp_path / PIQA, sample))
