@@ -25,7 +25,7 @@ from pytest_muscle.gates import Gate, Judge, Outcome, Verdict, decide
 from pytest_muscle.golden import GoldenCase
 from pytest_muscle.grading import Grade
 from pytest_muscle.metrics import Metrics, WorstSlice, find_worst_slice, measure, slice_members
-from pytest_muscle.models import Response
+from pytest_muscle.models import ChoiceMethod, Response
 from pytest_muscle.sampling import Noise, noise_of
 from pytest_muscle.store import encode_response
 
@@ -37,10 +37,15 @@ SCHEMA = "pytest-muscle/1"
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
-    """A model as the user named it, and the digest of its content."""
+    """A model as the user named it, the digest of its content, and what its choices rest on."""
 
     spec: str
     fingerprint: str
+    choices: ChoiceMethod | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {"spec": self.spec, "fingerprint": self.fingerprint, "choices": self.choices}
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +221,8 @@ class Comparison:
         """Return the JSON result, schema ``pytest-muscle/1``."""
         return {
             "schema": SCHEMA,
-            "old": {"spec": self.old.spec, "fingerprint": self.old.fingerprint},
-            "new": {"spec": self.new.spec, "fingerprint": self.new.fingerprint},
+            "old": self.old.to_dict(),
+            "new": self.new.to_dict(),
             "metrics": self.metrics.to_dict(),
             "datasets": {
                 name: {

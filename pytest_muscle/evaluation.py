@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
+from pytest_muscle.errors import MuscleError
 from pytest_muscle.golden import GoldenCase
-from pytest_muscle.models import Model, Response
+from pytest_muscle.models import ChoiceMethod, Model, Response
 from pytest_muscle.store import Store
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -60,3 +61,32 @@ def ask(
     if not again:
         model.close()
     return responses
+
+
+def choice_method(draws: Sequence[Mapping[Key, Response]]) -> ChoiceMethod | None:
+    """Return what a model's choices rest on; None where it made none or did not say.
+
+    Raises MuscleError where it is not the same in all cases.
+    """
+    found: dict[ChoiceMethod, Key] = {}
+    for responses in draws:
+        for key, response in responses.items():
+            if response.choice_method is not None:
+                found.setdefault(response.choice_method, key)
+    if len(found) > 1:
+        cases = ", ".join(f"{case_id!a} of {dataset} by {how}" for how, (dataset, case_id) in found.items())
+        raise MuscleError(
+            f"one model's choices were made in two ways ({cases}), which cannot be compared; set "
+            "choices = 'letter' in both models' tables"
+        )
+    return next(iter(found), None)
+
+
+def check_methods(old: ChoiceMethod | None, new: ChoiceMethod | None) -> None:
+    """Raise MuscleError where two models' choices were made in different ways."""
+    if old and new and old != new:
+        raise MuscleError(
+            f"the old model's choices were made by {old}, the new one's by {new}: a flip could then be the "
+            "method's; serve both models where log-probabilities of a prompt can be had, or set "
+            "choices = 'letter' in the tables of two openai: models"
+        )

@@ -81,6 +81,8 @@ def _grade_choice(case: GoldenCase, response: Response) -> Grade:
         choice = response.choice
         if not 0 <= choice < len(case.choices):
             return _unjudged(f"choice {choice} is not one of the {len(case.choices)} choices")
+    elif response.choice_method == "letter":
+        return Grade(False, None, 0.0)
     else:
         return _unjudged("the response has neither 'loglikelihoods' nor 'choice'")
     correct = choice in case.answer

@@ -16,7 +16,7 @@ from typing import Any
 from pytest_muscle.accepted import AcceptedFlips, StaleFlip, read_accepted
 from pytest_muscle.comparison import Comparison, ModelIdentity, TrainedAdapter
 from pytest_muscle.errors import MuscleError
-from pytest_muscle.evaluation import Key, Progress, ask, held, silent
+from pytest_muscle.evaluation import Key, Progress, ask, check_methods, choice_method, held, silent
 from pytest_muscle.flips import CaseResult
 from pytest_muscle.gates import Gate, idle_budgets, plan
 from pytest_muscle.golden import GoldenCase, read_golden, read_records
@@ -177,14 +177,16 @@ class Session:
                 (new, new_name or "new model", settings.new),
             )
         ]
+        methods = [choice_method(side) for side in sides]
+        check_methods(*methods)
         results, beside = self._judge(everything, selected, *sides)
         planned = [gate for path in self._datasets for gate in self.gates(path)]
         idle = []
         if settings.golden and settings.limit is None:
             idle = idle_budgets(settings.thresholds, planned, everything, settings.slice_pairs)
         compared = Comparison(
-            old=ModelIdentity(self.settings.old.name, old.fingerprint),
-            new=ModelIdentity(new_name or self.settings.new.name, new.fingerprint),
+            old=ModelIdentity(settings.old.name, old.fingerprint, methods[0]),
+            new=ModelIdentity(new_name or settings.new.name, new.fingerprint, methods[1]),
             results=results,
             beside=beside,
             planned=planned,

@@ -170,6 +170,18 @@ def _positive(value: Any) -> float:
     return float(value)
 
 
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ValueError("must be a number of seconds above 0")
+    return float(value)
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("must be a table")
+    return value
+
+
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("must be true or false")
@@ -462,6 +474,12 @@ class _Loader:
                 if key in table:
                     self._parsed(parse, table[key], f"'{key}' in [{place}] of {self.origin}")
             options = {key: value for key, value in table.items() if key in MODEL_OPTIONS}
+            if not table["spec"].startswith("openai:"):
+                for key in filter(_SERVER_OPTIONS.__contains__, options):
+                    raise MuscleError(
+                        f"'{key}' in [{place}] of {self.origin} is for servers, but its spec "
+                        f"{table['spec']!r} names none; a server's begins with openai:"
+                    )
             spec = absolute_spec(table["spec"], self.file.parent)
             models[name] = ModelSpec(name, spec, options, table.get("samples"))
         return models
@@ -491,6 +509,18 @@ class _Loader:
                 raise MuscleError(f"unknown key '{key}' in [{place}] of {self.origin}{hint}")
 
 
+_SERVER_OPTIONS: dict[str, Callable[[Any], Any]] = {
+    "base_url": _text,
+    "api_key_env": _text,
+    "api": _one_of("chat", "completions"),
+    "choices": _one_of("log-likelihood", "letter"),
+    "concurrency": _count,
+    "timeout": _seconds,
+    "retries": _whole,
+    "time_budget": _seconds,
+    "extra_body": _table,
+    "answers_as": _text,
+}
 MODEL_OPTIONS: dict[str, Callable[[Any], Any]] = {
     "device": _text,
     "dtype": _text,
@@ -501,6 +531,7 @@ MODEL_OPTIONS: dict[str, Callable[[Any], Any]] = {
     "revision": _text,
     "temperature": _positive,
     "seed": _whole,
+    **_SERVER_OPTIONS,
 }
 
 

@@ -190,6 +190,8 @@ def encode_response(response: Response) -> dict[str, object]:
         plain["loglikelihoods"] = list(response.loglikelihoods)
     if response.error is not None:
         plain["error"] = response.error
+    if response.method is not None:
+        plain["method"] = response.method
     return plain
 
 
@@ -200,6 +202,7 @@ def decode_response(plain: Mapping[str, object]) -> Response:
         choice=plain.get("choice"),  # type: ignore[arg-type]
         loglikelihoods=tuple(plain.get("loglikelihoods", ())),  # type: ignore[arg-type]
         error=plain.get("error"),  # type: ignore[arg-type]
+        method=plain.get("method"),  # type: ignore[arg-type]
     )
 
 

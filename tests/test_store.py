@@ -25,6 +25,7 @@ RESPONSES = st.builds(
     text=st.none() | ANY_TEXT,
     choice=st.none() | st.integers(0, 99),
     loglikelihoods=st.lists(st.floats(max_value=0, allow_nan=False), max_size=4).map(tuple),
+    method=st.none() | st.sampled_from(["letter", "echo"]),
 )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.golden import GoldenCase, Record
@@ -19,13 +19,26 @@ class Response:
     A multiple choice is answered by ``loglikelihoods`` (one per choice, in nats, summed over the
     choice's tokens) or, where a recording has none, by ``choice``, the index itself. Everything
     else is answered by ``text``. ``error`` says why there is no answer: the case can then not be
-    judged, which is not the same as being wrong.
+    judged, which is not the same as being wrong. ``method`` says how a server was made to choose:
+    ``prompt_logprobs`` or ``echo`` where it scored the choices, ``letter`` where the model was asked to
+    name one; ``text`` is then what it said, and ``choice`` None where that names none.
     """
 
     text: str | None = None
     choice: int | None = None
     loglikelihoods: tuple[float, ...] = ()
     error: str | None = None
+    method: str | None = None
+
+    @property
+    def choice_method(self) -> ChoiceMethod | None:
+        """What a choice rests on; None where nobody said, or where nothing was chosen."""
+        if self.loglikelihoods:
+            return "log-likelihood"
+        return "letter" if self.method == "letter" else None
+
+
+ChoiceMethod = Literal["log-likelihood", "letter"]
 
 
 Batch = Sequence[tuple[GoldenCase, Response]]
@@ -39,6 +52,13 @@ class ModelOptions:
     afresh in every run, unless its ``revision`` says what it is. ``temperature`` 0 is greedy; above,
     ``seed`` and a case's ``draw`` fix what is drawn where the model allows it. Each case will be asked
     ``samples`` times.
+
+    The rest is for servers. ``base_url`` is where one listens and ``api_key_env`` names the environment
+    variable that holds its key. ``api`` says what prompts are sent to and ``choices`` how a choice is
+    made (None: by what the server can do). At most ``concurrency`` requests are under way at a time. One
+    is given up after ``timeout`` seconds and asked again up to ``retries`` times; ``time_budget`` seconds
+    bound the whole. ``extra_body`` goes with each request. ``answers_as`` is the name in the server's
+    answers where it is not the one that was asked for.
     """
 
     device: str = "auto"
@@ -52,6 +72,16 @@ class ModelOptions:
     seed: int = 0
     samples: int = 1
     run_id: str = ""
+    base_url: str | None = None
+    api_key_env: str | None = None
+    api: Literal["chat", "completions"] | None = None
+    choices: ChoiceMethod | None = None
+    concurrency: int = 8
+    timeout: float = 120.0
+    retries: int = 8
+    time_budget: float | None = None
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    answers_as: str | None = None
 
 
 class Model(Protocol):
@@ -94,6 +124,7 @@ _KINDS = {
     "lm-eval": "pytest_muscle.models.lm_eval:LmEvalModel",
     "promptfoo": "pytest_muscle.models.promptfoo:PromptfooModel",
     "python": "pytest_muscle.models.python:PythonModel",
+    "openai": "pytest_muscle.models.openai:OpenAIModel",
 }
 _LOCAL = "pytest_muscle.models.local:LocalModel"
 LOGS = {

@@ -12,7 +12,7 @@ from pytest_muscle.errors import MuscleError
 from pytest_muscle.golden import GoldenCase, Record, check_fields, read_records
 from pytest_muscle.models import Batch, ModelOptions, Response
 
-FIELDS = ("id", "dataset", "sample", "text", "choice", "loglikelihoods", "error")
+FIELDS = ("id", "dataset", "sample", "text", "choice", "loglikelihoods", "error", "method")
 
 
 Draws = Mapping[int, Response]
@@ -123,15 +123,15 @@ def _parse(record: Record) -> tuple[str, str | None, int, Response]:
     sample = record.get("sample", 0)
     if isinstance(sample, bool) or not isinstance(sample, int):
         raise MuscleError(f"field 'sample' must be the number of a draw, not {ascii(sample)[:60]}")
-    text, choice, values, error = (record.get(name) for name in FIELDS[3:])
+    text, choice, values, error, method = (record.get(name) for name in FIELDS[3:])
     if text is None and choice is None and values is None and error is None:
         raise MuscleError("one of the fields 'text', 'choice' and 'loglikelihoods' must be given")
-    for name, value in (("text", text), ("error", error)):
+    for name, value in (("text", text), ("error", error), ("method", method)):
         if value is not None and not isinstance(value, str):
             raise MuscleError(f"field '{name}' must be a text, not {ascii(value)[:60]}")
     if choice is not None and (isinstance(choice, bool) or not isinstance(choice, int)):
         raise MuscleError(f"field 'choice' must be the index of a choice, not {ascii(choice)[:60]}")
-    return str(case_id), dataset, sample, Response(text, choice, _loglikelihoods(values), error)
+    return str(case_id), dataset, sample, Response(text, choice, _loglikelihoods(values), error, method)
 
 
 def _loglikelihoods(values: Any) -> tuple[float, ...]:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_muscle.errors import MuscleError
+from pytest_muscle.models.prompts import chat_messages, plain_prompt, valid
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from transformers import PreTrainedTokenizerBase
 
     from pytest_muscle.golden import GoldenCase
@@ -74,7 +73,7 @@ class Encoder:
         context = self.text(case)
         stripped = context.rstrip()
         spaces, head = context[len(stripped) :], self._encode(stripped) if stripped else []
-        tails = [spaces + _valid(case.delimiter + choice) for choice in case.choices]
+        tails = [spaces + valid(case.delimiter + choice) for choice in case.choices]
         whole = [self._continuation(stripped, head, tail) for tail in tails]
         room = self.max_length + 1  # The last token is predicted, not read.
         if any(len(choice.tokens) > room for choice in whole):
@@ -94,11 +93,8 @@ class Encoder:
     def text(self, case: GoldenCase) -> str:
         """What the model is given, the chat template applied; without the choices."""
         if not case.messages:
-            return _valid("\n\n".join(filter(None, (self.system_prompt, case.prompt))))
-        messages = [{key: _valid(value) for key, value in message.items()} for message in case.messages]
-        if self.system_prompt:
-            messages = _with_system(self.system_prompt, messages)
-        return self._chat(messages, case)
+            return plain_prompt(case, self.system_prompt)
+        return self._chat(chat_messages(case, self.system_prompt), case)
 
     def _chat(self, messages: list[dict[str, str]], case: GoldenCase) -> str:
         from jinja2 import TemplateError
@@ -153,15 +149,3 @@ def context_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
             return int(length)
     length = tokenizer.model_max_length
     return int(length) if length and length < _NO_LIMIT else _DEFAULT_LENGTH
-
-
-def _with_system(prompt: str, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    first, *rest = [dict(message) for message in messages]
-    if first.get("role") != "system":
-        return [{"role": "system", "content": prompt}, first, *rest]
-    return [{**first, "content": f"{prompt}\n\n{first.get('content', '')}"}, *rest]
-
-
-def _valid(text: str) -> str:
-    """The text with lone surrogates replaced, which no tokenizer takes."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
