@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import shutil
 import time
 from dataclasses import dataclass
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from pytest_muscle.adapter.teachers import Teacher
 
 _COMPLETE = "complete"
+# Tokens that go through the student at once; the activations kept for the backward pass are theirs.
+_PART_TOKENS = {"cpu": 256}
+_PART_TOKENS_ELSEWHERE = 16384
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -76,6 +81,27 @@ class AdapterTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self._loss_shifts_labels = True
+
+    def training_step(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor | Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Forward and backward in parts of few tokens, which is the same gradient in less memory.
+
+        Several processes add up their gradients at every backward pass: these do it once, on the whole.
+        """
+        parts = [inputs] if self.args.world_size > 1 else parts_of(inputs, self._part_tokens())
+        losses = []
+        for part in parts:
+            losses.append(super().training_step(model, part, num_items_in_batch))
+            if self.args.device.type == "cpu":
+                _give_memory_back()
+        return torch.stack(losses).sum()
+
+    def _part_tokens(self) -> int:
+        return _PART_TOKENS.get(self.args.device.type, _PART_TOKENS_ELSEWHERE)
 
     def compute_loss(
         self,
@@ -159,6 +185,29 @@ class AdapterTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             self.student.load_directory(Path(resume_from_checkpoint))
+
+
+def parts_of(batch: Mapping[str, Tensor], tokens: int) -> list[dict[str, Tensor]]:
+    """A batch's rows, longest first, in parts of at most ``tokens`` tokens (or one row), padding cut off."""
+    lengths = batch["attention_mask"].sum(1)
+    parts: list[list[int]] = []
+    for row in lengths.argsort(descending=True, stable=True).tolist():
+        if parts and (len(parts[-1]) + 1) * int(lengths[parts[-1][0]]) <= tokens:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    return [_rows(batch, rows, int(lengths[rows[0]])) for rows in parts]
+
+
+def _rows(batch: Mapping[str, Tensor], rows: list[int], length: int) -> dict[str, Tensor]:
+    chosen = {name: tensor[rows] for name, tensor in batch.items()}
+    return {name: tensor[:, :length] if tensor.dim() > 1 else tensor for name, tensor in chosen.items()}
+
+
+def _give_memory_back() -> None:
+    """Return what was freed to the system: glibc keeps it, in pieces that fit the next step badly."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class _Report(TrainerCallback):

@@ -1,0 +1,298 @@
+"""Time a training step of a compatibility adapter against the naive loop, or against TRL's GKD.
+
+    python distillation.py OLD NEW GOLDEN.jsonl [--peer naive|trl] [--rounds 5] [--batch 8] [--tokens 64]
+
+``--peer naive`` is the paper's loss written down plainly: three whole models in memory, all their logits,
+two KL divergences and a mask between them. ``--peer trl`` (``pip install trl datasets``) is the loss of its
+GKD trainer, one teacher, forward KL. Both sides are processes with models of their own that take their
+steps in turn: the same batches, the same adapter to begin with, the same optimiser. Their losses over the
+first steps must agree, and so must the adapter that these make, before anything is timed. Prints medians
+of CPU and wall seconds, each process's peak memory, and what the teachers cost once, before the steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import chain, cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from measuring import print_machine
+from torch.nn import functional
+
+from pytest_muscle.adapter.config import CompatibilityConfig, Recipe
+from pytest_muscle.adapter.data import Collator, Example
+from pytest_muscle.adapter.heads import find_output_layer
+from pytest_muscle.adapter.loss import IGNORED
+from pytest_muscle.adapter.student import Student, build_student
+from pytest_muscle.adapter.teachers import CachedTeacher, StateCache
+from pytest_muscle.adapter.trainer import AdapterTrainer, Lesson, training_arguments
+from pytest_muscle.golden import read_golden
+from pytest_muscle.models.checkpoint import load_model, load_tokenizer, resolve_checkpoint
+from pytest_muscle.models.quiet import quiet
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from torch import Tensor
+
+CHECKED_STEPS = 3
+CONFIG = CompatibilityConfig(rank=16, alpha=32.0)
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What both sides are given."""
+
+    old: str
+    new: str
+    golden: Path
+    batch: int
+    tokens: int
+    recipe: Recipe
+
+    def examples(self) -> list[Example]:
+        """The dataset's prompts, one after another, cut into texts of the same length."""
+        tokenizer: Any = load_tokenizer(resolve_checkpoint(self.new))
+        prompts = [case.prompt for case in read_golden(self.golden)]
+        tokens = list(chain.from_iterable(tokenizer(prompts)["input_ids"]))
+        texts = [tuple(tokens[i : i + self.tokens]) for i in range(0, len(tokens), self.tokens)]
+        whole = (len(texts) - 1) // self.batch * self.batch
+        if not whole:
+            sys.exit(f"error: {self.golden} is too short: it has {len(tokens)} tokens")
+        return [Example(i, i, f"text {i}", text, 0, True) for i, text in enumerate(texts[:whole])]
+
+
+class Side:
+    """A student and its optimiser; a subclass says how the loss is computed."""
+
+    teaching = 0.0
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.examples = work.examples()
+        self.collator = Collator(0, answer_only=False)
+        groups = [self.examples[i : i + work.batch] for i in range(0, len(self.examples), work.batch)]
+        self.batches = cycle([self.collator(group) for group in groups])
+        self.prepare()
+        # Half of a new adapter's tensors have no gradient: begin with one that does something.
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in self.trained():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 1e-2)
+        self.student.model.train()
+        self.optimiser = torch.optim.AdamW(self.trained(), lr=1e-3, weight_decay=0.0)
+
+    student: Student
+
+    def prepare(self) -> None:
+        """Load the models; ``student`` must be there afterwards."""
+        raise NotImplementedError
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """The mean loss per token of a batch."""
+        raise NotImplementedError
+
+    def learn(self, batch: dict[str, Tensor]) -> float:
+        """Forward and backward; the loss."""
+        loss = self.loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
+
+    def trained(self) -> list[torch.nn.Parameter]:
+        """The adapter's tensors."""
+        return [parameter for parameter in self.student.model.parameters() if parameter.requires_grad]
+
+    def step(self) -> tuple[float, float, float]:
+        """One optimiser step on the next batch: the loss before it, CPU and wall seconds."""
+        batch = next(self.batches)
+        cpu, wall = time.process_time(), time.perf_counter()
+        loss = self.learn(batch)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        return loss, time.process_time() - cpu, time.perf_counter() - wall
+
+    def adapter(self) -> list[float]:
+        """The norm of each of the adapter's tensors."""
+        return [parameter.norm().item() for parameter in self.trained()]
+
+
+class Here(Side):
+    """The package: final hidden states of the teachers on disk, the loss in pieces."""
+
+    def prepare(self) -> None:
+        """Fill the teachers' caches, one model after the other, and keep the student."""
+        with tempfile.TemporaryDirectory() as folder:
+            old = self._taught(load(self.work.old), Path(folder) / "old")
+            base = load(self.work.new)
+            new = self._taught(base, Path(folder) / "new") if self.work.recipe.uses_new else None
+            arguments = training_arguments(CONFIG, Path(folder), CPU, checkpoints=False)
+        self.student = build_student(base, CONFIG)
+        lesson = Lesson(self.examples, self.collator, self.work.recipe, old, new, len(old.weight))
+        self.trainer = AdapterTrainer(self.student, lesson, self.examples, arguments, lambda _: None)
+
+    def _taught(self, model: Any, folder: Path) -> CachedTeacher:
+        began = time.process_time()
+        output = find_output_layer(model)
+        assert output is not None
+        cache = StateCache(folder)
+        cache.write(model, output, self.examples, self.collator, batch_tokens=1024)
+        self.teaching += time.process_time() - began
+        return cache.open(self.examples, False, CPU)
+
+    def learn(self, batch: dict[str, Tensor]) -> float:
+        """As the trainer does it."""
+        tokens = (batch["labels"][:, 1:] != IGNORED).sum()
+        return self.trainer.training_step(self.student.model, batch, num_items_in_batch=tokens).item()
+
+
+class Naive(Side):
+    """The paper's loss as one writes it down."""
+
+    def prepare(self) -> None:
+        """Load all three models."""
+        self.old, self.new = load(self.work.old), load(self.work.new)
+        self.student = build_student(load(self.work.new), CONFIG)
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Equation 1 on whole logits."""
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        student = self.student.model(**inputs, use_cache=False).logits[:, :-1]
+        with torch.no_grad():
+            old, new = (model(**inputs, use_cache=False).logits[:, :-1] for model in (self.old, self.new))
+        log_student = functional.log_softmax(student, -1)
+        to_old, to_new = (
+            functional.kl_div(
+                log_student, functional.log_softmax(teacher, -1), reduction="none", log_target=True
+            )
+            for teacher in (old, new)
+        )
+        labels = batch["labels"][:, 1:]
+        mask = (student.argmax(-1) != labels).float()
+        return (mask * to_old.sum(-1) + (1 - mask) * to_new.sum(-1)).mean()
+
+
+class Trl(Side):
+    """TRL's GKD trainer, given the same batches."""
+
+    def prepare(self) -> None:
+        """Build the trainer with its own defaults but for forward KL at temperature 1."""
+        from datasets import Dataset
+        from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+        self.folder = tempfile.TemporaryDirectory()
+        self.student = build_student(load(self.work.new), CONFIG)
+        arguments = GKDConfig(
+            output_dir=self.folder.name, beta=0.0, temperature=1.0, lmbda=0.0, use_cpu=True, report_to="none",
+            gradient_checkpointing=False, bf16=False,
+        )  # fmt: skip
+        with quiet():
+            self.trainer = GKDTrainer(
+                model=self.student.model,
+                teacher_model=load(self.work.old),
+                args=arguments,
+                train_dataset=Dataset.from_list([{"messages": []}]),
+                processing_class=load_tokenizer(resolve_checkpoint(self.work.new)),
+            )
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """As the trainer computes it."""
+        tokens = (batch["labels"][:, 1:] != IGNORED).sum()
+        return self.trainer.compute_loss(self.student.model, batch, num_items_in_batch=tokens)
+
+
+PEERS = {"naive": (Naive, Recipe("student_wrong")), "trl": (Trl, Recipe("old_only"))}
+
+
+def load(spec: str) -> Any:
+    """A frozen model in float32."""
+    return load_model(resolve_checkpoint(spec), device="cpu", dtype="float32").requires_grad_(False)
+
+
+def serve(kind: type[Side], work: Work, pipe: Connection) -> None:
+    """A side's process: a step for every request, and at the end what it cost."""
+    side = kind(work)
+    pipe.send(side.teaching)
+    while request := pipe.recv():
+        pipe.send(side.step() if request == "step" else side.adapter())
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+
+
+class Process:
+    """A side, as the measuring process sees it."""
+
+    def __init__(self, kind: type[Side], work: Work) -> None:
+        self.pipe, other = multiprocessing.get_context("spawn").Pipe()
+        multiprocessing.get_context("spawn").Process(
+            target=serve, args=(kind, work, other), daemon=True
+        ).start()
+        self.teaching: float = self.pipe.recv()
+        self.steps: list[tuple[float, float, float]] = []
+
+    def ask(self, request: str) -> Any:
+        """Send a request and wait for the answer."""
+        self.pipe.send(request)
+        return self.pipe.recv()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the command line, check that both sides learn the same, print the timings."""
+    parser = argparse.ArgumentParser(description="Time a training step of a compatibility adapter.")
+    for name in ("old", "new"):
+        parser.add_argument(name, help="directory or .gguf file")
+    parser.add_argument("golden", type=Path, help="dataset whose prompts are the text")
+    parser.add_argument("--peer", choices=PEERS, default="naive")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=8, help="texts in a step")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens in a text")
+    options = parser.parse_args(arguments)
+    kind, recipe = PEERS[options.peer]
+    work = Work(options.old, options.new, options.golden, options.batch, options.tokens, recipe)
+    peer = {"naive": "naive loop", "trl": "TRL's GKD"}[options.peer]
+    sides = {"pytest-muscle": Process(Here, work), peer: Process(kind, work)}
+    check(*sides.values())
+    for _ in range(options.rounds):
+        for side in sides.values():
+            side.steps.append(side.ask("step"))
+    print_machine()
+    print_sides(sides, peer)
+
+
+def check(here: Process, there: Process) -> None:
+    """Take the first steps and stop unless losses and adapters are the same."""
+    losses = [[side.ask("step")[0] for _ in range(CHECKED_STEPS)] for side in (here, there)]
+    adapters = [torch.tensor(side.ask("adapter")) for side in (here, there)]
+    apart = max(abs(a - b) / b for a, b in zip(*losses, strict=True))
+    grown = ((adapters[0] - adapters[1]).abs() / adapters[1]).max().item()
+    print(f"losses of {CHECKED_STEPS} steps: {' '.join(f'{loss:.6f}' for loss in losses[1])}")
+    print(f"largest relative distance: losses {apart:.1e}, the adapter's tensors' norms {grown:.1e}")
+    if apart > 1e-4 or grown > 1e-3:
+        sys.exit("error: the two do not learn the same")
+
+
+def print_sides(sides: dict[str, Process], peer: str) -> None:
+    """A row for each side, ratios to the peer."""
+    rows = {
+        name: [statistics.median(step[i] for step in side.steps) for i in (1, 2)] + [side.ask("")]
+        for name, side in sides.items()
+    }
+    print(f"{'':16}{'CPU s':>8}{'ratio':>8}{'wall s':>8}{'ratio':>8}{'peak GB':>9}{'share':>7}{'before':>9}")
+    for name, (cpu, wall, memory) in rows.items():
+        ratios = [rows[peer][i] / value for i, value in enumerate((cpu, wall))]
+        print(
+            f"{name:16}{cpu:8.2f}{ratios[0]:8.2f}{wall:8.2f}{ratios[1]:8.2f}{memory:9.2f}"
+            f"{memory / rows[peer][2]:7.2f}{sides[name].teaching:7.1f} s"
+        )
+
+
+if __name__ == "__main__":
+    main()
