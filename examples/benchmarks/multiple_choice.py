@@ -27,7 +27,7 @@ from pytest_muscle.models.checkpoint import load_model, load_tokenizer, resolve_
 from pytest_muscle.models.local.batching import scoring_budget
 from pytest_muscle.models.local.choosing import score
 from pytest_muscle.models.local.encoding import Choices, Encoder, context_length
-from pytest_muscle.models.local.packing import common_length
+from pytest_muscle.models.local.trie import common_length
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

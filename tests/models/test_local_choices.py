@@ -18,6 +18,7 @@ from pytest_muscle.models.checkpoint import load_model, load_tokenizer, resolve_
 from pytest_muscle.models.local import choosing, packing, scoring
 from pytest_muscle.models.local.batching import Budget
 from pytest_muscle.models.local.encoding import Choices, Encoder
+from pytest_muscle.models.local.trie import common_length
 from pytest_muscle.models.quiet import quiet
 
 FEW_SHOT = "Question: how many apples are left? Answer: 12 apples are left in the box.\n\n" * 2
@@ -149,7 +150,7 @@ def tokens_run(model: torch.nn.Module, path: Score, requests: Sequence[Choices],
 def test_what_requests_share_is_run_once(tiny_model: Path) -> None:
     model = load_model(resolve_checkpoint(str(tiny_model)), device="cpu")
     requests = encoded(tiny_model, [case(i, FEW_SHOT + f"Question: {i}?\nAnswer:") for i in range(20)])
-    shared = packing.common_length(requests[0][0].tokens, requests[-1][0].tokens)
+    shared = common_length(requests[0][0].tokens, requests[-1][0].tokens)
     every = sum(len(choice.tokens) - 1 for choices in requests for choice in choices)
     assert shared > 60
     for budget in (1, 80, 400):

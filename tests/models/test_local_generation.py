@@ -13,7 +13,7 @@ from conftest import save_other_model, save_tiny_model
 from pytest_muscle.golden import GoldenCase
 from pytest_muscle.models import ModelOptions, Response, open_model
 from pytest_muscle.models.checkpoint import load_model, load_tokenizer, resolve_checkpoint
-from pytest_muscle.models.local import decoding
+from pytest_muscle.models.local import decoding, generation
 from pytest_muscle.models.local.encoding import Prompt
 from pytest_muscle.models.local.stopping import Endings
 from pytest_muscle.models.quiet import quiet
@@ -120,17 +120,16 @@ def test_the_faster_loop_is_used_where_it_gives_the_same_logits(
         else save_other_model(tmp_path / kind, kind)
     )
     used = []
-    real = decoding.decode
-    monkeypatch.setattr(decoding, "decode", lambda *a: used.append("loop") or real(*a))
+    real = generation._plain
+    monkeypatch.setattr(generation, "_plain", lambda *a: used.append("plain") or real(*a))
     texts(directory, [case(i, prompt) for i, prompt in enumerate(PROMPTS)])
-    assert used == (["loop"] if kind == "llama" else [])
+    assert used == ([] if kind == "llama" else ["plain"])
 
 
 def test_a_loop_that_differs_is_not_used(talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = decoding._Batch.step
-    monkeypatch.setattr(decoding._Batch, "step", lambda self: real(self) + torch.randn(1))
+    real = decoding.run
+    monkeypatch.setattr(decoding, "run", lambda *a: real(*a) + torch.randn(1, a[0].config.vocab_size))
     expected = [decoded(talker, oracle(talker, prompt)) for prompt in PROMPTS]
-    monkeypatch.setattr(decoding, "decode", lambda *_: pytest.fail("used"))
     assert texts(talker, [case(i, prompt) for i, prompt in enumerate(PROMPTS)]) == expected
 
 
@@ -194,8 +193,8 @@ def test_generation_ends_as_soon_as_every_row_has(talker: Path, monkeypatch: pyt
         case(i, p, stop=(stop,), max_new_tokens=100)
         for i, (p, stop) in enumerate(zip(prompts, stops, strict=True))
     ]
-    # Five of the passes compare the loop with plain ones.
-    assert len(forward_sizes(talker, cases, monkeypatch)) <= 5 + 4
+    # One of the passes compares the loop with a plain one.
+    assert len(forward_sizes(talker, cases, monkeypatch)) <= 1 + 4
 
 
 def test_a_special_token_can_be_a_stop_string(talker: Path, tmp_path: Path) -> None:
@@ -214,7 +213,7 @@ def test_a_special_token_can_be_a_stop_string(talker: Path, tmp_path: Path) -> N
 def test_the_checkpoints_sampling_defaults_are_ignored(
     talker: Path, tmp_path: Path, loop: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "agrees", lambda *_: loop)
+    monkeypatch.setattr(decoding, "suits", lambda _: loop)
     directory = Path(shutil.copytree(talker, tmp_path / "sampling"))
     file = directory / "generation_config.json"
     suggested = {
@@ -262,13 +261,14 @@ def test_choices_and_texts_may_be_asked_together(talker: Path) -> None:
 
 def test_batches_are_halved_when_memory_runs_out(talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = 0
+    longest = max(len(reference(talker)[1].encode(prompt)) for prompt in PROMPTS)
 
     def load(*arguments, **named):
         model = load_model(*arguments, **named)
 
         def check(_: object, __: object, named: dict[str, torch.Tensor]) -> None:
             nonlocal failures
-            if named["input_ids"].shape[0] > 2:
+            if named["input_ids"].numel() > longest:
                 failures += 1
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -278,7 +278,40 @@ def test_batches_are_halved_when_memory_runs_out(talker: Path, monkeypatch: pyte
     monkeypatch.setattr("pytest_muscle.models.checkpoint.load_model", load)
     cases = [case(i, prompt) for i, prompt in enumerate(PROMPTS)]
     assert texts(talker, cases) == [decoded(talker, oracle(talker, prompt)) for prompt in PROMPTS]
-    assert 0 < failures < 4
+    assert 0 < failures < 6
+
+
+def test_a_prompt_too_large_for_the_memory_is_an_error_and_the_others_are_answered(
+    talker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = max(len(reference(talker)[1].encode(prompt)) for prompt in PROMPTS)
+
+    def load(*arguments, **named):
+        model = load_model(*arguments, **named)
+
+        def check(_: object, __: object, named: dict[str, torch.Tensor]) -> None:
+            if named["input_ids"].numel() >= longest:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        model.register_forward_pre_hook(check, with_kwargs=True)
+        return model
+
+    monkeypatch.setattr("pytest_muscle.models.checkpoint.load_model", load)
+    found = responses(talker, [case(i, prompt) for i, prompt in enumerate(PROMPTS)])
+    assert [bool(response.error) for response in found] == [prompt == PROMPTS[2] for prompt in PROMPTS]
+    assert found[0].text == decoded(talker, oracle(talker, PROMPTS[0]))
+
+
+def test_texts_move_into_slots_as_others_end(talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [case(i, f"{PROMPTS[i % 4]} {i}", max_new_tokens=1 + 7 * (i % 3)) for i in range(24)]
+    slots = []
+    real = decoding._Slots.open
+    monkeypatch.setattr(decoding._Slots, "open", lambda self: slots.append(len(self.lengths)) or real(self))
+    expected = [decoded(talker, oracle(talker, c.prompt, c.max_new_tokens)) for c in cases]
+    assert texts(talker, cases, batch_tokens=400) == expected
+    assert max(slots) < 24
+    # Without refilling, a slot would stand empty from the end of its text to that of the batch's longest one.
+    assert sum(slots) < 1.5 * sum(c.max_new_tokens - 1 for c in cases)
 
 
 def test_finished_batches_are_handed_over_at_once(talker: Path) -> None:

@@ -96,6 +96,7 @@ class LocalModel:
         if self._loaded is None:
             from pytest_muscle.models.checkpoint import load_model, load_tokenizer
             from pytest_muscle.models.local.encoding import Encoder, context_length
+            from pytest_muscle.models.local.linear import pack_linears
 
             options = self._options
             tokenizer = load_tokenizer(self._checkpoint, trust_remote_code=options.trust_remote_code)
@@ -105,6 +106,7 @@ class LocalModel:
                 dtype=options.dtype,
                 trust_remote_code=options.trust_remote_code,
             )
+            pack_linears(cast("PreTrainedModel", model))
             encoder = Encoder(tokenizer, context_length(model.config, tokenizer), options.system_prompt)
             self._loaded = (cast("PreTrainedModel", model), encoder)
         return self._loaded

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil  # type: ignore[import-untyped]
@@ -57,12 +58,25 @@ def run_in_batches(
     start = 0
     while start < count:
         end, used = take(start, budget.tokens)
-        results = _attempt(run, start, end)
+        results = attempt(partial(run, start, end))
         if results is None and end - start > 1:
             budget.tokens = max(1, min(used, budget.tokens) // 2)
             continue
         yield list(zip(range(start, end), [None] if results is None else results, strict=True))
         start = end
+
+
+def attempt(run: Callable[[], T]) -> T | None:
+    """What ``run`` returns, or None if memory runs out in it."""
+    try:
+        with quiet():
+            return run()
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+    # Only here, after the handler, are the failed pass's tensors unreferenced.
+    _empty_cache()
+    return None
 
 
 def release_memory() -> None:
@@ -74,18 +88,6 @@ def release_memory() -> None:
 def _empty_cache() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _attempt(run: Callable[[int, int], Sequence[T]], start: int, end: int) -> Sequence[T] | None:
-    try:
-        with quiet():
-            return run(start, end)
-    except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
-            raise
-    # Only here, after the handler, are the failed pass's tensors unreferenced.
-    _empty_cache()
-    return None
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -9,6 +9,7 @@ import torch
 
 from pytest_muscle.models.local import packing, scoring
 from pytest_muscle.models.local.batching import Budget
+from pytest_muscle.models.local.trie import common_length
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,7 +43,7 @@ def _probe(requests: Sequence[Choices]) -> list[int]:
     others = [i for i in range(len(requests)) if i != longest]
     if not others:
         return [longest]
-    shared = {i: packing.common_length(requests[longest][0].tokens, requests[i][0].tokens) for i in others}
+    shared = {i: common_length(requests[longest][0].tokens, requests[i][0].tokens) for i in others}
     nearest = max(others, key=shared.__getitem__)
     shortest = min(others, key=lambda i: _length(requests[i]))
     return [longest, nearest if shared[nearest] > packing.WORTHWHILE else shortest]

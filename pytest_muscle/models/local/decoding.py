@@ -1,178 +1,288 @@
-"""Decoding with a loop of its own: a shared prefix run once, rows that have ended dropped.
+"""Decoding with a loop of its own: a shared prefix run once, prompts packed without padding, slots refilled.
 
-A batch is laid out as prefix | padding | rest of the prompt | new tokens, so that its rows grow together.
+Prompts go through the model as segments of one row; their keys and values are then kept in slots, one for
+each text in progress. A step runs the last token of every slot as one row. As texts end, others move in.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+
+from pytest_muscle.models.local.attention import Prefix, Segments, States, extend, run
+from pytest_muscle.models.local.trie import Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from transformers import PreTrainedModel
 
-States = list[tuple[torch.Tensor, torch.Tensor]]
+    from pytest_muscle.models.local.encoding import Prompt
 
-# Dropping rows copies the cache of the others, so it waits until enough have ended.
+    Pick = Callable[[Sequence[int], torch.Tensor], torch.Tensor]
+
+# Moving in and out copies the states of all slots, so it waits until it is worth it.
 _DROP_AT = 0.75
+_CHECKED_STEPS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Prefix:
-    """Tokens that all prompts of a group begin with, and their keys and values by layer."""
+@dataclass(slots=True)
+class Decoder:
+    """Continues those of the prompts, named by their index, that are ``asked``; all begin with the prefix.
 
-    length: int = 0
-    states: States = field(default_factory=list)
-
-
-def run_prefix(model: PreTrainedModel, tokens: Sequence[int]) -> Prefix:
-    """Run the tokens through the model once, for all the prompts that begin with them."""
-    if not tokens:
-        return Prefix()
-    cache = DynamicCache(config=model.config)
-    ids = torch.tensor([list(tokens)], device=model.device)
-    model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    layers: list[Any] = cache.layers
-    return Prefix(len(tokens), [(layer.keys, layer.values) for layer in layers])
-
-
-def decode(
-    model: PreTrainedModel,
-    prefix: Prefix,
-    prompts: Sequence[Sequence[int]],
-    limit: int,
-    ended: Callable[[int, Sequence[int]], bool],
-    pick: Callable[[Sequence[int], torch.Tensor], torch.Tensor],
-) -> list[list[int]]:
-    """The new tokens of each prompt, at most ``limit``, until ``ended(row, new tokens)``.
-
-    ``pick(rows, logits)`` gives the next token of each of these rows.
+    ``ended(prompt, new tokens)`` says when a text is complete, ``pick(prompts, logits)`` gives the next token
+    of each of these prompts. At most ``room`` tokens have a slot at a time, or one prompt, and about ``row``
+    tokens of prompts go through the model at once.
     """
-    batch = _Batch(model, prefix, prompts, limit)
-    new: list[list[int]] = [[] for _ in prompts]
-    rows = list(range(len(prompts)))
-    done: set[int] = set()
-    while True:
-        tokens = pick(rows, batch.step())
-        for row, token in zip(rows, tokens.tolist(), strict=True):
-            if row not in done:
-                new[row].append(token)
-                if ended(row, new[row]):
-                    done.add(row)
-        if len(done) == len(prompts):
-            return new
-        going = [place for place, row in enumerate(rows) if row not in done]
-        if len(going) <= _DROP_AT * len(rows):
-            batch.keep(going)
-            tokens, rows = tokens[going], [rows[place] for place in going]
-        batch.append(tokens)
+
+    model: PreTrainedModel
+    prefix: Prefix
+    prompts: Sequence[Prompt]
+    asked: Sequence[int]
+    ended: Callable[[int, Sequence[int]], bool]
+    pick: Pick
+    room: int
+    row: int
+    rows: list[int] = field(default_factory=list)
+    """The prompt in each slot, including those whose texts have ended."""
+    _waiting: deque[int] = field(init=False)
+    _new: dict[int, list[int]] = field(default_factory=dict)
+    _slots: _Slots = field(init=False)
+
+    def __post_init__(self) -> None:
+        longest_first = sorted(self.asked, key=self._size, reverse=True)
+        self._waiting = deque(longest_first)
+        self._slots = _Slots(self.prefix)
+
+    @property
+    def working(self) -> bool:
+        """Whether texts are in progress or wait."""
+        return bool(self._waiting or self._new)
+
+    @property
+    def used(self) -> int:
+        """The tokens that there is room for now."""
+        return len(self.rows) * max(map(self._size, self.rows), default=0)
+
+    def stop(self) -> None:
+        """Drop everything."""
+        self._waiting.clear()
+        self._new.clear()
+        self._slots = _Slots(self.prefix)
+
+    @torch.inference_mode()
+    def advance(self) -> list[tuple[int, list[int]]]:
+        """Let prompts move in, or add a token to each text; return the texts that are complete with that."""
+        going = [place for place, row in enumerate(self.rows) if row in self._new]
+        coming = self._coming([self.rows[place] for place in going])
+        if len(coming) * 4 <= len(going):
+            coming = []
+        if coming or len(going) <= _DROP_AT * len(self.rows):
+            self.rows = [*(self.rows[place] for place in going), *coming]
+            self._slots.rearrange(going, len(coming), max(map(self._size, self.rows)))
+        return self._move_in(coming) if coming else self._step()
+
+    def _size(self, prompt: int) -> int:
+        asked = self.prompts[prompt]
+        return len(asked.tokens) - len(self.prefix.tokens) + asked.limit
+
+    def _coming(self, going: Sequence[int]) -> list[int]:
+        coming: list[int] = []
+        longest = max(map(self._size, going), default=0)
+        for prompt in self._waiting:
+            longest = max(longest, self._size(prompt))
+            count = len(going) + len(coming)
+            if count and (count + 1) * longest > self.room:
+                break
+            coming.append(prompt)
+        return coming
+
+    def _move_in(self, coming: Sequence[int]) -> list[tuple[int, list[int]]]:
+        complete = []
+        slot = len(self.rows) - len(coming)
+        start = 0
+        while start < len(coming):
+            row, paths = Row(len(self.prefix.tokens)), list[list[int]]()
+            while start + len(paths) < len(coming) and len(row.tokens) < self.row:
+                row.begin()
+                paths.append(row.insert(self.prompts[coming[start + len(paths)]].tokens))
+            plan = Segments(self.prefix, row.segments(), keep=True)
+            logits = run(self.model, row.tokens, row.positions, plan, [path[-1] for path in paths])
+            self._slots.fill(slot + start, paths, plan.states)
+            arrived = coming[start : start + len(paths)]
+            self._new.update({prompt: [] for prompt in arrived})
+            for _ in arrived:
+                self._waiting.popleft()
+            complete += self._append(arrived, logits)
+            start += len(paths)
+        return complete
+
+    def _step(self) -> list[tuple[int, list[int]]]:
+        tokens = [self._new[row][-1] if row in self._new else 0 for row in self.rows]
+        self._slots.open()
+        depth = len(self.prefix.tokens)
+        positions = [depth + length for length in self._slots.lengths]
+        logits = run(self.model, tokens, positions, self._slots, range(len(tokens)))
+        self._slots.close()
+        return self._append(self.rows, logits)
+
+    def _append(self, rows: Sequence[int], logits: torch.Tensor) -> list[tuple[int, list[int]]]:
+        complete = []
+        for row, token in zip(rows, self.pick(rows, logits).tolist(), strict=True):
+            if row in self._new:
+                self._new[row].append(token)
+                if self.ended(row, self._new[row]):
+                    complete.append((row, self._new.pop(row)))
+        return complete
 
 
-def agrees(model: PreTrainedModel, prefix: Prefix, prompts: Sequence[Sequence[int]], steps: int = 3) -> bool:
-    """Whether the loop gives the logits of a plain forward pass over each prompt and its first new tokens.
+@dataclass(slots=True)
+class _Slots:
+    """A plan of single tokens: each sees the prefix and what is in its own slot, itself included."""
 
-    A model with attention windows, recurrent layers or code of its own may not, or may fail in any way.
+    prefix: Prefix
+    lengths: list[int] = field(default_factory=list)
+    states: States = field(default_factory=dict)
+    """Layer -> keys and values [slots, key-value heads, capacity, head size]."""
+    capacity: int = 0
+    _places: tuple[torch.Tensor, torch.Tensor] | None = None
+    _mask: torch.Tensor | None = None
+
+    def rearrange(self, going: list[int], more: int, capacity: int) -> None:
+        """Keep these slots, add some, and let each hold ``capacity`` tokens."""
+        self.lengths = [*(self.lengths[slot] for slot in going), *([0] * more)]
+        self.capacity = max(capacity, *self.lengths)
+        for layer, pair in self.states.items():
+            keys, values = (self._moved(each, going) for each in pair)
+            self.states[layer] = keys, values
+
+    def _moved(self, states: torch.Tensor, going: list[int]) -> torch.Tensor:
+        _, heads, _, size = states.shape
+        # Zeros, because what lies behind a slot's end is weighted by nought and must be finite.
+        moved = states.new_zeros((len(self.lengths), heads, self.capacity, size))
+        width = min(self.capacity, states.shape[2])
+        if going:
+            moved[: len(going), :, :width] = states[going, :, :width]
+        return moved
+
+    def fill(self, first: int, paths: Sequence[Sequence[int]], states: States) -> None:
+        """Put the states of a row's paths into the slots from ``first`` on."""
+        for layer, pair in states.items():
+            if layer not in self.states:
+                _, heads, _, size = pair[0].shape
+                shape = (len(self.lengths), heads, self.capacity, size)
+                self.states[layer] = pair[0].new_zeros(shape), pair[1].new_zeros(shape)
+            for own, row in zip(self.states[layer], pair, strict=True):
+                for slot, path in enumerate(paths, first):
+                    own[slot, :, : len(path)] = row[0][:, list(path)]
+        for slot, path in enumerate(paths, first):
+            self.lengths[slot] = len(path)
+
+    def open(self) -> None:
+        """Prepare to take a token into each slot."""
+        device = next(iter(self.states.values()))[0].device
+        lengths = torch.tensor(self.lengths, device=device)
+        width = max(self.lengths) + 1
+        self._places = torch.arange(len(lengths), device=device), lengths
+        self._mask = (torch.arange(width, device=device) <= lengths[:, None])[:, None, None]
+
+    def close(self) -> None:
+        """Count the tokens taken; slots whose texts have ended may be full."""
+        self.lengths = [min(length + 1, self.capacity - 1) for length in self.lengths]
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """See ``Plan``."""
+        assert self._places is not None
+        assert self._mask is not None
+        slots, ends = self._places
+        width = self._mask.shape[-1]
+        for held, new in zip(self.states[layer], (key, value), strict=True):
+            held[slots, :, ends] = new[0].transpose(0, 1)
+        keys, values = (held[:, :, :width] for held in self.states[layer])
+        _, heads, count, size = query.shape
+        grouped = query[0].transpose(0, 1).reshape(count, keys.shape[1], -1, size)
+        before = self.prefix.states.get(layer)
+        if before is None:
+            answer = scaled_dot_product_attention(grouped, keys, values, attn_mask=self._mask, scale=scaling)
+        else:
+            answer = _with_prefix(grouped, before, (keys, values), self._mask, scaling)
+        return answer.reshape(1, count, heads, size)
+
+
+def _with_prefix(
+    query: torch.Tensor,
+    before: tuple[torch.Tensor, torch.Tensor],
+    own: tuple[torch.Tensor, torch.Tensor],
+    mask: torch.Tensor,
+    scaling: float,
+) -> torch.Tensor:
+    """Attention to states that all slots share, read once for all of them, and to each slot's own.
+
+    ``query`` is [slots, key-value heads, heads that share them, head size]; in float32, as the scores of both
+    parts meet outside a kernel that would keep their precision.
     """
-    batch = _Batch(model, prefix, prompts, steps)
-    found = [batch.step()]
-    while len(found) < steps:
-        batch.append(found[-1].argmax(-1))
-        found.append(batch.step())
-    for row, prompt in enumerate(prompts):
-        mine = torch.stack([logits[row] for logits in found])
-        ids = torch.tensor([[*prompt, *mine[:-1].argmax(-1).tolist()]], device=model.device)
-        plain = model(input_ids=ids, use_cache=False, logits_to_keep=steps).logits[0]
+    count, groups, times, size = query.shape
+    query = query.float() * scaling
+    asked = query.transpose(0, 1).reshape(groups, count * times, size)
+    depth = before[0].shape[2]
+    far = torch.bmm(asked, before[0][0].float().transpose(1, 2)).view(groups, count, times, depth)
+    near = torch.matmul(query, own[0].float().transpose(-1, -2)).masked_fill_(~mask, -torch.inf)
+    weights = torch.cat((far.transpose(0, 1), near), dim=-1).softmax(-1)
+    shared = weights[..., :depth].transpose(0, 1).reshape(groups, count * times, depth)
+    answer = torch.matmul(weights[..., depth:], own[1].float())
+    answer += torch.bmm(shared, before[1][0].float()).view(groups, count, times, size).transpose(0, 1)
+    return answer.to(own[0].dtype)
+
+
+class Watch:
+    """Keeps the first logits of one prompt, to compare them with those of a plain pass."""
+
+    def __init__(self, prompt: int, limit: int) -> None:
+        self._prompt = prompt
+        self._limit = min(limit, _CHECKED_STEPS)
+        self._logits: list[torch.Tensor] = []
+        self._tokens: list[int] = []
+        self.complete = False
+
+    def over(self, pick: Pick) -> Pick:
+        """The same picking, watched from its first token on."""
+        self._logits.clear()
+        self._tokens.clear()
+
+        def watched(rows: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
+            tokens = pick(rows, logits)
+            if not self.complete and self._prompt in rows:
+                place = list(rows).index(self._prompt)
+                self._logits.append(logits[place].clone())
+                self._tokens.append(int(tokens[place]))
+                self.complete = len(self._logits) == self._limit
+            return tokens
+
+        return watched
+
+    @torch.inference_mode()
+    def agrees(self, model: PreTrainedModel, prompt: Sequence[int]) -> bool:
+        """Whether the logits are those of a plain forward pass over the prompt and its first new tokens."""
+        ids = torch.tensor([[*prompt, *self._tokens[:-1]]], device=model.device)
+        plain = model(input_ids=ids, use_cache=False, logits_to_keep=len(self._logits)).logits[0]
         noise = torch.finfo(model.dtype).eps ** 0.5 * plain.abs().max()
-        if not bool((mine - plain).abs().max() <= noise):
-            return False
-    return True
+        return bool((torch.stack(self._logits) - plain).abs().max() <= noise)
 
 
-class _Batch:
-    """Rows that are decoded together."""
-
-    def __init__(
-        self, model: PreTrainedModel, prefix: Prefix, prompts: Sequence[Sequence[int]], limit: int
-    ) -> None:
-        rests = [list(prompt[prefix.length :]) for prompt in prompts]
-        width = max(map(len, rests))
-        self._model = model
-        self._ids = torch.tensor([[0] * (width - len(rest)) + rest for rest in rests], device=model.device)
-        seen = [[1] * prefix.length + [0] * (width - len(rest)) + [1] * len(rest) for rest in rests]
-        self._mask = torch.tensor(seen, device=model.device)
-        self._positions = (self._mask.cumsum(-1) - 1).clamp_min(0)[:, prefix.length :]
-        self._cache = _roomy_cache(model, prefix, len(prompts), prefix.length + width + limit)
-
-    def step(self) -> torch.Tensor:
-        """The logits [rows, vocabulary] of the next tokens."""
-        logits: torch.Tensor = self._model(
-            input_ids=self._ids,
-            attention_mask=self._mask,
-            position_ids=self._positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
-        return logits[:, -1]
-
-    def append(self, tokens: torch.Tensor) -> None:
-        """Let the next step run the tokens [rows] chosen in this one."""
-        self._ids = tokens[:, None]
-        self._mask = torch.cat([self._mask, torch.ones_like(self._ids)], dim=1)
-        self._positions = self._positions[:, -1:] + 1
-
-    def keep(self, rows: list[int]) -> None:
-        """Drop all rows but these."""
-        self._mask, self._positions = self._mask[rows], self._positions[rows]
-        layers: list[Any] = self._cache.layers
-        for layer in layers:
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+@torch.inference_mode()
+def shared_prefix(model: PreTrainedModel, tokens: Sequence[int]) -> Prefix:
+    """Run what all the prompts begin with."""
+    return extend(model, Prefix(), tokens)
 
 
-class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """A cache layer allocated once, where the stock one copies all of itself for every token."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._capacity = capacity
-        self._filled = 0
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append the new states and return all of them."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = self._room(key_states), self._room(value_states)
-        start, self._filled = self._filled, self._filled + key_states.shape[-2]
-        self.keys[:, :, start : self._filled] = key_states
-        self.values[:, :, start : self._filled] = value_states
-        return self.keys[:, :, : self._filled], self.values[:, :, : self._filled]
-
-    def get_seq_length(self) -> int:
-        """The number of tokens held."""
-        return self._filled
-
-    def _room(self, states: torch.Tensor) -> torch.Tensor:
-        rows, heads, _, size = states.shape
-        return states.new_empty((rows, heads, self._capacity, size))
-
-
-def _roomy_cache(model: PreTrainedModel, prefix: Prefix, rows: int, capacity: int) -> DynamicCache:
-    cache = DynamicCache(config=model.config)
-    if any(type(layer) is not DynamicLayer for layer in cache.layers):
-        raise NotImplementedError("only layers that attend to everything can be laid out with padding inside")
-    layers = [_RoomyLayer(capacity) for _ in cache.layers]
-    for layer, (keys, values) in zip(layers, prefix.states, strict=False):
-        layer.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1))
-    cache.layers = [*layers]
-    return cache
+def suits(model: PreTrainedModel) -> bool:
+    """Whether the library itself knows of no layer that attends to less than everything before."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)

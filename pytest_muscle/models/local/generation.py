@@ -1,22 +1,21 @@
-"""Generation in length-sorted, left-padded batches."""
+"""Generation by the faster of two paths, where it gives the plain path's logits."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from pytest_muscle.models.local import decoding
-from pytest_muscle.models.local.batching import Budget, run_in_batches
-from pytest_muscle.models.local.packing import common_length
+from pytest_muscle.models.local.batching import Budget, attempt, run_in_batches, scoring_budget
 from pytest_muscle.models.local.sampling import Picker
 from pytest_muscle.models.local.stopping import Endings, end_tokens
-from pytest_muscle.models.quiet import quiet
+from pytest_muscle.models.local.trie import common_length
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,6 +24,13 @@ if TYPE_CHECKING:
 # A shorter prefix, or one shared by fewer prompts, costs more as a pass and batches of its own than it saves.
 _WORTHWHILE = 32
 _CROWD = 16
+
+Complete = list[tuple[int, list[int] | None]]
+"""Prompts, by their index, and their new tokens; None where memory did not suffice."""
+
+
+class _UnsuitableError(Exception):
+    """The faster loop does not suit the model."""
 
 
 def generate(
@@ -60,9 +66,79 @@ def _groups(prompts: Sequence[Prompt]) -> list[list[int]]:
 def _generate_group(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], budget: Budget
 ) -> Iterator[list[tuple[int, str | None]]]:
+    endings = Endings(tokenizer, prompts, end_tokens(model, tokenizer))
+    batches = _decoded(model, prompts, endings, budget)
+    try:
+        # A few texts take less time than the comparison.
+        first = next(batches) if len(prompts) > 2 else None
+    except _UnsuitableError:
+        first = None
+    if first is None:
+        batches = _plainly(model, tokenizer, prompts, endings, budget)
+    for batch in chain([first] if first else [], batches):
+        if batch:
+            yield [(i, None if tokens is None else endings.text(i, tokens)) for i, tokens in batch]
+
+
+def _decoded(
+    model: PreTrainedModel, prompts: Sequence[Prompt], endings: Endings, budget: Budget
+) -> Iterator[Complete]:
+    """The new tokens of texts as they are complete, by the faster loop.
+
+    Raises ``_UnsuitableError``, before anything else, where its logits are not those of a plain forward
+    pass over the longest prompt, or where it fails on the model in any way.
+    """
+    watched = max(range(len(prompts)), key=lambda i: len(prompts[i].tokens))
+    watch = decoding.Watch(watched, prompts[watched].limit)
+    batches = _in_slots(model, prompts, endings, watch, budget)
+    held: Complete = []
+    checked = False
+    while not checked:
+        try:
+            if not decoding.suits(model):
+                raise NotImplementedError
+            held += next(batches)
+            checked = watch.complete or any(prompt == watched for prompt, _ in held)
+            if checked and not watch.agrees(model, prompts[watched].tokens):
+                raise NotImplementedError
+        except Exception as error:  # A model whose attention or arguments are its own may fail in any way.
+            raise _UnsuitableError from error
+    yield held
+    yield from batches
+
+
+def _in_slots(
+    model: PreTrainedModel, prompts: Sequence[Prompt], endings: Endings, watch: decoding.Watch, budget: Budget
+) -> Iterator[Complete]:
+    waiting = set(range(len(prompts)))
+    prefix = decoding.shared_prefix(model, prompts[0].tokens[: _shared(prompts)])
+    row = scoring_budget(model, None).tokens
+    while waiting:
+        pick = watch.over(Picker(prompts))
+        decoder = decoding.Decoder(
+            model, prefix, prompts, sorted(waiting), endings.ended, pick, budget.tokens, row
+        )
+        while decoder.working:
+            advanced = attempt(decoder.advance)
+            complete: Complete = [*(advanced or ())]
+            if advanced is None:
+                # What was in progress begins anew: half as many at a time, or without the one too large.
+                budget.tokens = max(1, min(decoder.used, budget.tokens) // 2)
+                complete = [(prompt, None) for prompt in decoder.rows] if len(decoder.rows) == 1 else []
+                decoder.stop()
+            waiting -= {prompt for prompt, _ in complete}
+            yield complete
+
+
+def _plainly(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    endings: Endings,
+    budget: Budget,
+) -> Iterator[Complete]:
+    """The new tokens in batches of similar lengths, padded, by the model's own ``generate``."""
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].tokens), prompts[i].tokens))
-    ends = end_tokens(model, tokenizer)
-    go_on = _continuation(model, tokenizer, [prompts[i] for i in order], ends)
 
     def take(start: int, tokens: int) -> tuple[int, int]:
         longest, limit, used, end = len(prompts[order[start]].tokens), 0, 0, start
@@ -74,39 +150,12 @@ def _generate_group(
             used, end = more, end + 1
         return end, used
 
-    def run(start: int, end: int) -> list[str]:
-        batch = [prompts[i] for i in order[start:end]]
-        endings = Endings(tokenizer, batch, ends)
-        return [endings.text(row, tokens) for row, tokens in enumerate(go_on(batch, endings, Picker(batch)))]
+    def run(start: int, end: int) -> list[list[int]]:
+        batch = order[start:end]
+        return _plain(model, tokenizer, [prompts[i] for i in batch], endings.of(batch))
 
     for batch in run_in_batches(len(order), budget, take, run):
-        yield [(order[item], text) for item, text in batch]
-
-
-@torch.inference_mode()
-def _continuation(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], ends: list[int]
-) -> Callable[[Sequence[Prompt], Endings, Picker], list[list[int]]]:
-    """The way to continue a batch: the faster loop where its logits are those of plain forward passes."""
-    shared = _shared(prompts)
-    longest_and_shortest = [prompts[0].tokens, prompts[-1].tokens]
-    try:
-        with quiet():
-            prefix = decoding.run_prefix(model, prompts[0].tokens[:shared])
-            suits = len(prompts) > 2 and decoding.agrees(model, prefix, longest_and_shortest)
-    except Exception:  # A model whose caches or arguments are its own may fail in any way.
-        suits = False
-
-    @torch.inference_mode()
-    def fast(batch: Sequence[Prompt], endings: Endings, pick: Picker) -> list[list[int]]:
-        limit = max(prompt.limit for prompt in batch)
-        tokens = [prompt.tokens for prompt in batch]
-        return decoding.decode(model, prefix, tokens, limit, endings.ended, pick)
-
-    def plain(batch: Sequence[Prompt], endings: Endings, pick: Picker) -> list[list[int]]:
-        return _plain(model, tokenizer, batch, endings, ends, pick)
-
-    return fast if suits else plain
+        yield [(order[item], tokens) for item, tokens in batch]
 
 
 def _shared(prompts: Sequence[Prompt]) -> int:
@@ -122,8 +171,6 @@ def _plain(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     endings: Endings,
-    ends: list[int],
-    pick: Picker,
 ) -> list[list[int]]:
     width = max(len(prompt.tokens) for prompt in prompts)
     inputs = torch.zeros((len(prompts), width), dtype=torch.long)
@@ -135,7 +182,7 @@ def _plain(
     config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         max_new_tokens=max(prompt.limit for prompt in prompts),
-        eos_token_id=ends or None,
+        eos_token_id=sorted(endings.end_tokens) or None,
         pad_token_id=tokenizer.pad_token_id,
     )
     # Whatever the checkpoint suggests (temperature, repetition penalty) would fill the gaps of this one.
@@ -147,7 +194,7 @@ def _plain(
             attention_mask=mask.to(model.device),
             generation_config=config,
             stopping_criteria=[criteria],
-            logits_processor=[_Draw(pick, len(prompts))],
+            logits_processor=[_Draw(Picker(prompts), len(prompts))],
         )
     finally:
         model.generation_config = suggested

@@ -1,9 +1,9 @@
 """Log-likelihoods of choices by packed tries: every distinct token prefix goes through the model once.
 
-The requests are sorted by their tokens. Neighbours are merged into a trie and laid out as one row, whose
-attention mask lets each token see its ancestors only. What a row has in common with the next ones stays
-behind as a key-value cache, which moves along the sorted requests and so holds few-shot blocks and system
-prompts for as long as they are shared.
+The requests are sorted by their tokens. Neighbours are merged into a trie and laid out as one row, each token
+of which attends to its ancestors. What a row has in common with the next ones stays behind as a prefix of
+keys and values, which moves along the sorted requests and so holds few-shot blocks and system prompts for as
+long as they are shared.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from transformers import DynamicCache
 
+from pytest_muscle.models.local.attention import Prefix, Segments, extend, run
 from pytest_muscle.models.local.batching import Budget, run_in_batches
 from pytest_muscle.models.local.scoring import ScoredBatch, Scores, token_logprobs
+from pytest_muscle.models.local.trie import Row, common_length
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,18 +44,17 @@ def score(model: PreTrainedModel, requests: Sequence[Choices], budget: Budget) -
 
 @dataclass(slots=True)
 class _Walk:
-    """One pass over the sorted requests with the cache that moves along."""
+    """One pass over the sorted requests with the prefix that moves along."""
 
     model: PreTrainedModel
     requests: list[Choices]
     heads: list[tuple[int, ...]]
-    prefix: tuple[int, ...] = ()
-    cache: DynamicCache | None = None
+    prefix: Prefix = field(default_factory=Prefix)
     target: tuple[int, ...] = ()
 
     def take(self, start: int, tokens: int) -> tuple[int, int]:
         """Where the row that begins at ``start`` ends, and its tokens; settles the prefix it stands on."""
-        self.target = self.prefix[: common_length(self.prefix, self.heads[start])]
+        self.target = self.prefix.tokens[: common_length(self.prefix.tokens, self.heads[start])]
         end, used = self._fill(start, tokens)
         if end < len(self.heads):
             shared = common_length(self.heads[start], self.heads[end])
@@ -70,7 +69,7 @@ class _Walk:
         try:
             return self._run(self.target[:kept], self.requests[start:end])
         except BaseException:
-            self.prefix, self.cache = (), None
+            self.prefix = Prefix()
             raise
 
     def _fill(self, start: int, tokens: int) -> tuple[int, int]:
@@ -89,81 +88,21 @@ class _Walk:
 
     @torch.inference_mode()
     def _run(self, prefix: tuple[int, ...], batch: Sequence[Choices]) -> list[Scores]:
-        self._move_to(prefix)
-        row = _Row(len(prefix))
+        kept = common_length(self.prefix.tokens, prefix)
+        self.prefix = extend(self.model, self.prefix.cut(kept), prefix[kept:])
+        row, needed, targets = Row(len(prefix)), dict[int, int](), list[tuple[int, int]]()
         for choices in batch:
-            row.insert(choices)
-        device = self.model.device
-        logits = self.model(
-            input_ids=torch.tensor([row.tokens], device=device),
-            position_ids=torch.tensor([row.positions], device=device),
-            attention_mask=row.mask(self.model.dtype).to(device),
-            past_key_values=self.cache,
-            use_cache=self.cache is not None,
-            logits_to_keep=torch.tensor(list(row.needed), device=device),
-        ).logits[0]
-        if self.cache is not None:
-            self.cache.crop(-len(row.tokens))
-        where = torch.tensor([place for place, _ in row.targets], device=device)
-        which = torch.tensor([token for _, token in row.targets], device=device)
+            row.begin()
+            for choice in choices:
+                # The last token is only predicted, never an input.
+                path = row.insert(choice.tokens[:-1])
+                for node, token in zip(path[-choice.scored :], choice.tokens[-choice.scored :], strict=True):
+                    targets.append((needed.setdefault(node, len(needed)), token))
+        plan = Segments(self.prefix, row.segments())
+        logits = run(self.model, row.tokens, row.positions, plan, list(needed))
+        where, which = torch.tensor(targets, device=logits.device).unbind(1)
         values = iter(token_logprobs(logits, where, which).tolist())
         return [tuple(math.fsum(next(values) for _ in range(c.scored)) for c in choices) for choices in batch]
-
-    def _move_to(self, prefix: tuple[int, ...]) -> None:
-        kept = common_length(self.prefix, prefix)
-        if not kept:
-            self.cache = DynamicCache(config=self.model.config) if prefix else None
-        elif self.cache is not None and kept < len(self.prefix):
-            self.cache.crop(kept - len(self.prefix))
-        if kept < len(prefix):
-            fresh = torch.tensor([prefix[kept:]], device=self.model.device)
-            self.model(input_ids=fresh, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.prefix = prefix
-
-
-@dataclass(slots=True)
-class _Row:
-    """A trie of continuations laid out as one row, standing on ``depth`` tokens that are in the cache."""
-
-    depth: int
-    tokens: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
-    children: dict[tuple[int, int], int] = field(default_factory=dict)
-    needed: dict[int, int] = field(default_factory=dict)
-    """Node whose logits are needed -> its place among them."""
-    targets: list[tuple[int, int]] = field(default_factory=list)
-    """``(place among the needed nodes, token to predict there)`` for every scored token in turn."""
-
-    def insert(self, choices: Choices) -> None:
-        """Add the choices' tokens; the last of each is only predicted, never an input."""
-        for choice in choices:
-            node, path = -1, []
-            for position, token in enumerate(choice.tokens[self.depth : -1], self.depth):
-                node = self._child(node, token, position)
-                path.append(node)
-            for parent, token in zip(path[-choice.scored :], choice.tokens[-choice.scored :], strict=True):
-                self.targets.append((self.needed.setdefault(parent, len(self.needed)), token))
-
-    def _child(self, parent: int, token: int, position: int) -> int:
-        node = self.children.setdefault((parent, token), len(self.tokens))
-        if node == len(self.tokens):
-            self.tokens.append(token)
-            self.positions.append(position)
-            self.parents.append(parent)
-        return node
-
-    def mask(self, dtype: torch.dtype) -> torch.Tensor:
-        """The additive attention mask [1, 1, row, cache + row]."""
-        size = len(self.tokens)
-        seen = np.zeros((size, self.depth + size), dtype=bool)
-        seen[:, : self.depth] = True
-        for node, parent in enumerate(self.parents):
-            if parent >= 0:
-                seen[node] = seen[parent]
-            seen[node, self.depth + node] = True
-        hidden = torch.from_numpy(~seen)
-        return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)[None, None]
 
 
 def _head(choices: Choices) -> tuple[int, ...]:
@@ -171,11 +110,3 @@ def _head(choices: Choices) -> tuple[int, ...]:
     contexts = [choice.tokens[: len(choice.tokens) - choice.scored - 1] for choice in choices]
     first, last = min(contexts), max(contexts)
     return first[: common_length(first, last)]
-
-
-def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """The length of the common prefix."""
-    size = min(len(a), len(b))
-    if a[:size] == b[:size]:
-        return size
-    return next(i for i in range(size) if a[i] != b[i])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,18 +16,22 @@ class Endings:
     """Says when each row of a batch has ended, and what its text is."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], end_tokens: Sequence[int]
+        self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], end_tokens: Iterable[int]
     ) -> None:
         self._tokenizer = tokenizer
         self._prompts = prompts
-        self._end_tokens = frozenset(end_tokens)
+        self.end_tokens = frozenset(end_tokens)
         # A token holds a byte at least, so this many cover any stop string that ends in the last one.
         self._tails = [max((len(s.encode()) for s in p.stop), default=0) + 4 for p in prompts]
+
+    def of(self, rows: Sequence[int]) -> Endings:
+        """The same for a batch of some of the rows."""
+        return Endings(self._tokenizer, [self._prompts[row] for row in rows], self.end_tokens)
 
     def ended(self, row: int, tokens: Sequence[int]) -> bool:
         """Whether the row's new tokens are all that it gets."""
         prompt = self._prompts[row]
-        if len(tokens) >= prompt.limit or tokens[-1] in self._end_tokens:
+        if len(tokens) >= prompt.limit or tokens[-1] in self.end_tokens:
             return True
         if not prompt.stop:
             return False
