@@ -113,7 +113,7 @@ FAULTS: Mapping[str, Callable[[], Reply]] = {
     "429": lambda: Reply({"error": {"message": "slow down"}}, 429, {"retry-after": "0.05"}),
     "500": lambda: Reply({"error": {"message": "out of luck"}}, 500),
     "cut": lambda: Reply(completion("half of an answer"), cut=True),
-    "slow": lambda: time.sleep(1.5) or Reply(completion("too late")),
+    "slow": lambda: time.sleep(7) or Reply(completion("too late")),
     "garbage": lambda: Reply(b'{"choices": [{"text": "unfin'),
     "html": lambda: Reply(b"<html>Bad gateway</html>", headers={"content-type": "text/html"}),
     "model": lambda: Reply(completion("not me", model="another")),
