@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -123,19 +122,21 @@ FAULTS: Mapping[str, Callable[[], Reply]] = {
 
 
 class Proxy(Loopback):
-    """Passes requests on to ``upstream``, but ``fault(number of the request)`` may name what goes wrong.
+    """Lets ``answer`` answer, but ``fault(number of the request)`` may name what goes wrong.
 
     ``succeeded`` counts the whole answers that were sent, by the request's body.
     """
 
-    def __init__(self, upstream: str, fault: Callable[[int], str | None]) -> None:
+    def __init__(
+        self, answer: Callable[[str, Body], Reply | Body], fault: Callable[[int], str | None]
+    ) -> None:
         super().__init__(self._pass_on)
-        self.upstream = upstream.removesuffix("/v1")
+        self.answer = answer
         self.fault = fault
         self.faults: Counter[str] = Counter()
         self.succeeded: Counter[str] = Counter()
 
-    def _pass_on(self, path: str, body: Body) -> Reply:
+    def _pass_on(self, path: str, body: Body) -> Reply | Body:
         with self.lock:
             number = self.faults.total() + self.succeeded.total()
             fault = self.fault(number)
@@ -143,18 +144,20 @@ class Proxy(Loopback):
                 self.faults[fault] += 1
             else:
                 self.succeeded[json.dumps(body, sort_keys=True)] += 1
-        return FAULTS[fault]() if fault else forward(self.upstream + path, body)
+        return FAULTS[fault]() if fault else self.answer(path, body)
 
 
-def forward(url: str, body: Body) -> Reply:
-    """Post a body and return what comes back."""
-    headers = {"content-type": "application/json"}
-    request = urllib.request.Request(url, json.dumps(body).encode() if body else None, headers)
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return Reply(answer.read(), answer.status)
-    except urllib.error.HTTPError as error:
-        return Reply(error.read(), error.code)
+def passed_on_to(url: str) -> Callable[[str, Body], Reply]:
+    """What answers with another server's answers."""
+
+    def answer(path: str, body: Body) -> Reply:
+        headers = {"content-type": "application/json"}
+        place = url.removesuffix("/v1") + path
+        request = urllib.request.Request(place, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=60) as answered:
+            return Reply(answered.read(), answered.status)
+
+    return answer
 
 
 class Scorer:
