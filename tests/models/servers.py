@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import ssl
 import threading
 import time
 import urllib.request
@@ -16,6 +18,9 @@ from typing import Any
 import torch
 
 Body = dict[str, Any]
+
+one_context = functools.cache(ssl.create_default_context)
+"""Reading all certificates anew for each client, which needs none here, would take half of the time."""
 
 
 @dataclass

@@ -6,13 +6,14 @@ import json
 import logging
 import re
 import sqlite3
+import ssl
 import sys
 import threading
 import time
 from email.utils import formatdate
 
 import pytest
-from servers import FAULTS, Loopback, Proxy, Reply, chat, completion
+from servers import FAULTS, Loopback, Proxy, Reply, chat, completion, one_context
 
 from pytest_muscle import compare
 from pytest_muscle.errors import MuscleError
@@ -34,6 +35,7 @@ def no_environment(monkeypatch):
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(server_module, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(ssl, "create_default_context", one_context)
 
 
 def ask(reply, cases, **options):

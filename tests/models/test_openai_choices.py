@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import ssl
 from pathlib import Path
 
 import pytest
-from servers import Loopback, Reply, Scorer, chat, completion
+from servers import Loopback, Reply, Scorer, chat, completion, one_context
 
 from pytest_muscle import compare
 from pytest_muscle.errors import MuscleError
@@ -33,6 +34,11 @@ LETTERED = (
     "The customer was\n\nA. happy\nB. not happy about it\n\n"
     "Answer with the letter of the right choice alone.\nAnswer:"
 )
+
+
+@pytest.fixture(autouse=True)
+def fast_clients(monkeypatch):
+    monkeypatch.setattr(ssl, "create_default_context", one_context)
 
 
 @pytest.fixture(scope="module")
