@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import accumulate
 
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.golden import GoldenCase
@@ -38,29 +39,75 @@ def ask(
     progress: Progress,
     title: str,
     again: bool = False,
+    workers: int = 1,
 ) -> dict[Key, Response]:
     """Return a response to every case, asking the model only for those that the store lacks.
 
-    Each batch is stored before the next is asked, so that a killed run goes on where it was. Only one
-    process asks a model at a time; the others wait and then find its responses in the store. A response
-    with an error is not stored: the next run asks again. The model is closed unless it is to be asked
-    ``again``.
+    Each batch is stored before the next is asked, so that a killed run goes on where it was. Several
+    ``workers`` of a run call this with the same cases and divide them: each claims a share that is free,
+    until none is left, and then waits for the others. What a worker that died has not answered is asked by
+    the next. A response with an error is kept for this run only. The model is closed unless it is to be
+    asked ``again``.
     """
+    from filelock import Timeout
+
     responses = held(model, cases, store)
     if len(responses) < len(cases):
-        with store.lock(model.fingerprint):
-            responses = held(model, cases, store)
-            missing = [case for case in cases if case.key not in responses]
-            if missing:
-                with progress(title, len(missing)) as advance:
-                    for batch in model.respond(missing):
-                        responses.update((case.key, response) for case, response in batch)
-                        answered = [(model.request_digest(case), r) for case, r in batch if r.error is None]
-                        store.put(model.fingerprint, answered)
-                        advance(len(batch))
+        shares = divide(cases, workers)
+        for wait in (False, True):
+            for number, share in enumerate(shares):
+                if all(case.key in responses for case in share):
+                    continue
+                name = f"{model.fingerprint} {number} of {len(shares)}"
+                with suppress(Timeout), store.lock(name).acquire(blocking=wait):
+                    responses.update(_answer(model, share, store, progress, title))
     if not again:
         model.close()
     return responses
+
+
+def _answer(
+    model: Model, cases: Sequence[GoldenCase], store: Store, progress: Progress, title: str
+) -> dict[Key, Response]:
+    responses = held(model, cases, store)
+    missing = [case for case in cases if case.key not in responses]
+    if missing:
+        with progress(title, len(missing)) as advance:
+            for batch in model.respond(missing):
+                responses.update((case.key, response) for case, response in batch)
+                store.put(model.fingerprint, [(model.request_digest(case), r) for case, r in batch])
+                advance(len(batch))
+    return responses
+
+
+_PARTS = (4, 2, 1, 1)
+"""Sizes of the shares that each worker would take in turn, if all were equally fast."""
+
+
+def divide(cases: Sequence[GoldenCase], workers: int) -> list[list[GoldenCase]]:
+    """Divide the cases into shares for so many workers: large ones first, small ones to even out the end.
+
+    A share holds cases of like length, the longest first, so that its batches are full. Every worker
+    divides the same cases alike.
+    """
+    if workers == 1:
+        return [list(cases)]
+    ordered = sorted(cases, key=_length, reverse=True)
+    done = list(accumulate(map(_length, ordered)))
+    ends = list(accumulate(part for part in _PARTS for _ in range(workers)))
+    shares: list[list[GoldenCase]] = [[] for _ in ends]
+    number = 0
+    for case, length in zip(ordered, done, strict=True):
+        shares[number].append(case)
+        while number + 1 < len(ends) and length * ends[-1] >= done[-1] * ends[number]:
+            number += 1
+    return [share for share in shares if share]
+
+
+def _length(case: GoldenCase) -> int:
+    """About how much there is to read and to write, in characters."""
+    read = len(case.prompt) + sum(len(message["content"]) for message in case.messages)
+    return 1 + read + (sum(map(len, case.choices)) if case.choices else 4 * case.max_new_tokens)
 
 
 def choice_method(draws: Sequence[Mapping[Key, Response]]) -> ChoiceMethod | None:

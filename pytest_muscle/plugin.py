@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,8 +75,10 @@ class MusclePlugin:
         worker = getattr(config, "workerinput", None)
         self.is_worker = worker is not None
         self.is_bare = worker["muscle_bare"] if worker else config.args_source.name != "ARGS"
-        run_id = worker["testrunuid"] if worker else ""
-        self.session: Session = Session(settings, run_id, self._progress, self._training)
+        run_id, workers = (worker["testrunuid"], worker["workercount"]) if worker else ("", 1)
+        self.session: Session = Session(settings, run_id, self._progress, self._training, workers)
+        self._rerun: set[str] = set()
+        self._has_output = False
         self.shown: Comparison | None = None
 
     # Collection
@@ -173,6 +176,8 @@ class MusclePlugin:
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> Any:
         """Name a failing flip or gate by what it is; it counts as failed all the same."""
+        if report.outcome == "worker lost":  # type: ignore[comparison-overlap]
+            return "worker lost", "L", ("WORKER LOST", {"yellow": True})
         properties = dict(getattr(report, "user_properties", ()))
         if report.when != "call" or "muscle" not in properties:
             return None
@@ -196,15 +201,27 @@ class MusclePlugin:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
-        """Compare from the store once a worker has; every worker compares the same cases."""
-        output = getattr(node, "workeroutput", {}).get("muscle")
-        if output and self.shown is None:
+        """Take over what a worker compared; every worker compares the same cases."""
+        if output := getattr(node, "workeroutput", {}).get("muscle"):
             self.session.resume(output)
-            self.shown = self.session.from_store()
+            self._has_output = True
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport, sched: Any) -> None:
+        """Run the case or gate at which a worker was lost again; it was most likely asking a model."""
+        datasets = tuple(f"{self.settings.dataset_name(path)}::" for path in self.settings.golden)
+        if crashitem in self._rerun or not crashitem.startswith(datasets):
+            return
+        with suppress(NotImplementedError):
+            sched.mark_test_pending(crashitem)
+            self._rerun.add(crashitem)
+            report.outcome = "worker lost"  # type: ignore[assignment]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the result; under xdist the workers only say what they compared."""
+        if self._has_output:
+            self.shown = self.session.from_store()
         if self.is_worker:
             if self.shown is not None:
                 self.config.workeroutput["muscle"] = self.session.describe()  # type: ignore[attr-defined]

@@ -33,7 +33,8 @@ class Session:
     """A run of the plugin or of :func:`compare`.
 
     Reading a dataset and planning its gates is cheap and happens when asked for; the models are asked
-    when ``comparison`` is first looked at. ``run_id`` is the same in all processes of one run.
+    when ``comparison`` is first looked at. ``run_id`` is the same in all processes of one run, of which
+    ``workers`` divide the cases.
     """
 
     def __init__(
@@ -42,12 +43,15 @@ class Session:
         run_id: str = "",
         progress: Progress = silent,
         training_progress: TrainingProgress = silent_training,
+        workers: int = 1,
     ) -> None:
         self.settings = settings
         self.run_id = run_id or uuid.uuid4().hex
         self.progress = progress
         self.training_progress = training_progress
+        self.workers = workers
         self.selected: AbstractSet[Key] | None = None
+        self._notices: dict[str, None] = {}
         self._datasets: dict[Path, list[GoldenCase]] = {}
         self._trained: Training | None = None
 
@@ -82,6 +86,7 @@ class Session:
             "datasets": [str(path) for path in self._datasets],
             "selected": selected,
             "trained": self._trained and self._trained.describe(),
+            "notices": list(self._notices),
         }
 
     def resume(self, described: Mapping[str, Any]) -> None:
@@ -92,6 +97,7 @@ class Session:
             self.select({(dataset, case_id) for dataset, case_id in described["selected"]})
         if described["trained"] is not None:
             self._trained = Training.resume(described["trained"])
+        self._notices |= dict.fromkeys(described["notices"])
 
     @cached_property
     def comparison(self) -> Comparison:
@@ -184,13 +190,14 @@ class Session:
         idle = []
         if settings.golden and settings.limit is None:
             idle = idle_budgets(settings.thresholds, planned, everything, settings.slice_pairs)
+        self._notices |= dict.fromkeys([*self._store.notices, *old.notices, *new.notices])
         compared = Comparison(
             old=ModelIdentity(settings.old.name, old.fingerprint, methods[0]),
             new=ModelIdentity(new_name or settings.new.name, new.fingerprint, methods[1]),
             results=results,
             beside=beside,
             planned=planned,
-            notices=list(dict.fromkeys([*idle, *self._store.notices, *old.notices, *new.notices])),
+            notices=list(dict.fromkeys([*idle, *self._notices])),
             unselected=len(everything) - len(selected),
             slice_pairs=self.settings.slice_pairs,
         )
@@ -229,7 +236,7 @@ class Session:
                 name = f"{title}, draw {draw + 1} of {samples}" if samples > 1 else title
                 again = draw + 1 < samples
                 chosen = _drawn(selected, draw)
-                found.update(ask(model, chosen, self._store, self.progress, name, again))
+                found.update(ask(model, chosen, self._store, self.progress, name, again, self.workers))
             draws.append(found)
         return draws
 
@@ -257,7 +264,7 @@ class Session:
 
     @cached_property
     def _store(self) -> Store:
-        return Store(self.settings.cache_dir or self._own_folder)
+        return Store(self.settings.cache_dir or self._own_folder, self.run_id)
 
     @property
     def _own_folder(self) -> Path:
@@ -266,6 +273,8 @@ class Session:
     def close(self, keep: bool = False) -> None:
         """Close the store; delete it where nothing is to be kept and no other process needs it."""
         if "_store" in self.__dict__:
+            if not keep:
+                self._store.forget_failures()
             self._store.close()
         if self.settings.cache_dir is None and not keep:
             shutil.rmtree(self._own_folder, ignore_errors=True)

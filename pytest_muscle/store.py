@@ -29,16 +29,18 @@ class Store:
     Both keys are digests of content, so one model can never be given another's responses. Each batch
     is one transaction: a killed run keeps every batch that was put. Each row carries a checksum over
     its keys and its content; a row that does not match is dropped and asked again. A file that is found
-    damaged is set aside, and a new one begun.
+    damaged is set aside, and a new one begun. A response with an error is held for the run of this id only:
+    the processes of one run agree on it, and the next run asks again.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, run_id: str = "") -> None:
         """Open or create ``folder/responses.sqlite``.
 
         Raises MuscleError where the folder cannot be written or comes from a newer version.
         """
         self.path = folder / "responses.sqlite"
         self.notices: list[str] = []
+        self._run = run_id
         try:
             folder.mkdir(parents=True, exist_ok=True)
             ignore = folder / ".gitignore"
@@ -87,6 +89,10 @@ class Store:
             "CREATE TABLE IF NOT EXISTS responses (model TEXT, request TEXT, response TEXT, checksum TEXT, "
             "PRIMARY KEY (model, request)) WITHOUT ROWID"
         )
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS failures (run TEXT, model TEXT, request TEXT, response TEXT, "
+            "PRIMARY KEY (run, model, request)) WITHOUT ROWID"
+        )
         connection.execute(f"PRAGMA user_version={VERSION}")
 
     def _set_aside(self, error: sqlite3.DatabaseError) -> None:
@@ -117,7 +123,7 @@ class Store:
 
     def get(self, model: str, requests: Sequence[str]) -> dict[str, Response]:
         """Return the responses held for these request digests."""
-        held: dict[str, Response] = {}
+        held = self._failures(model, requests)
         damaged = []
         for start in range(0, len(requests), _CHUNK):
             chunk = requests[start : start + _CHUNK]
@@ -138,13 +144,28 @@ class Store:
             self._do(partial(_change, statement, [(model, request) for request in damaged]))
         return held
 
+    def _failures(self, model: str, requests: Sequence[str]) -> dict[str, Response]:
+        query = "SELECT request, response FROM failures WHERE run = ? AND model = ?"
+        rows = self._do(partial(_fetch, query, (self._run, model)))
+        wanted = set(requests) if rows else ()
+        return {request: decode_response(json.loads(text)) for request, text in rows if request in wanted}
+
     def put(self, model: str, responses: Iterable[tuple[str, Response]]) -> None:
         """Keep a batch of ``(request digest, response)``; on return it is on disk."""
-        rows = []
+        rows, failures = [], []
         for request, response in responses:
             text = json.dumps(encode_response(response))
-            rows.append((model, request, text, _checksum(model, request, text)))
-        self._do(partial(_change, "INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?)", rows))
+            if response.error is None:
+                rows.append((model, request, text, _checksum(model, request, text)))
+            else:
+                failures.append((self._run, model, request, text))
+        for table, values in (("responses", rows), ("failures", failures)):
+            if values:
+                self._do(partial(_change, f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?)", values))
+
+    def forget_failures(self) -> None:
+        """Drop the responses with an error, at the end of the run."""
+        self._do(partial(_change, "DELETE FROM failures WHERE run = ?", [(self._run,)]))
 
     def lock(self, model: str) -> BaseFileLock:
         """Return a lock between processes on asking this model."""
@@ -163,7 +184,7 @@ def _is_damage(error: sqlite3.DatabaseError) -> bool:
     return type(error) is sqlite3.DatabaseError
 
 
-def _fetch(query: str, values: tuple[str, ...], connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
+def _fetch(query: str, values: tuple[str, ...], connection: sqlite3.Connection) -> list[tuple[str, ...]]:
     return connection.execute(query, values).fetchall()
 
 

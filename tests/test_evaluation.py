@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_muscle.evaluation import ask, held, silent
+from pytest_muscle.evaluation import ask, divide, held, silent
 from pytest_muscle.golden import GoldenCase
 from pytest_muscle.models import Response
 from pytest_muscle.store import Store
@@ -100,12 +100,38 @@ def test_an_interrupted_run_keeps_its_batches(store):
     assert resumed.asked == ["c2", "c1", "c0"]
 
 
-def test_an_error_is_shown_but_asked_again(store):
+def test_an_error_holds_for_the_run_and_is_asked_again_by_the_next(store, tmp_path):
     responses = ask(Echo(fails=["c1"]), cases(3), store, silent, "")
     assert responses["d", "c1"].error == "timed out"
     model = Echo()
-    assert ask(model, cases(3), store, silent, "")["d", "c1"].text == "echo: p1"
+    assert ask(model, cases(3), store, silent, "")["d", "c1"].error == "timed out"
+    assert model.asked == []
+    following = Store(tmp_path, "the next run")
+    assert ask(model, cases(3), following, silent, "")["d", "c1"].text == "echo: p1"
     assert model.asked == ["c1"]
+    following.close()
+    store.forget_failures()
+    assert len(store.get("echo", [case.request_digest() for case in cases(3)])) == 3
+
+
+@pytest.mark.parametrize(("count", "workers"), [(1, 2), (2, 8), (7, 3), (100, 2), (1000, 4)])
+def test_shares_hold_every_case_once_and_shrink(count, workers):
+    shares = divide(cases(count), workers)
+    assert sorted(case.id for share in shares for case in share) == sorted(c.id for c in cases(count))
+    assert all(shares)
+    assert divide(cases(count), workers) == shares
+    if count == 1000:
+        sizes = [len(share) for share in shares]
+        assert len(sizes) == 4 * workers
+        assert sizes == pytest.approx([125] * 4 + [62.5] * 4 + [31.25] * 8, abs=1)
+
+
+def test_shares_are_of_like_lengths_the_longest_first():
+    given = [GoldenCase(f"c{i}", "d", "exact_match", ("4",), prompt="x" * (i % 40) * 100) for i in range(400)]
+    lengths = [[len(case.prompt) for case in share] for share in divide(given, 2)]
+    flat = [length for share in lengths for length in share]
+    assert flat == sorted(flat, reverse=True)
+    assert len(lengths[0]) < 100 < len(lengths[-3]) + len(lengths[-2]) + len(lengths[-1])
 
 
 def test_equal_requests_share_what_is_stored(store):
@@ -143,24 +169,33 @@ from pathlib import Path
 from test_evaluation import Echo, ask, cases, silent, Store
 
 log, stop = Path(sys.argv[2]), int(sys.argv[3])
+workers, name = int(sys.argv[4]), sys.argv[5]
 
 class Logging(Echo):
     def answer(self, case):
+        if len(self.asked) == 2:
+            meet()
         if len(self.asked) > stop:
             os.kill(os.getpid(), signal.SIGKILL)
         with log.open("a") as file:
-            file.write(case.id + "\n")
+            file.write(f"{case.id}\n" if workers == 1 else f"{name} {case.id}\n")
         time.sleep(0.01)
         return super().answer(case)
 
-print(len(ask(Logging(), cases(20), Store(Path(sys.argv[1])), silent, "")))
+def meet():
+    log.with_suffix("." + name).touch()
+    end = time.monotonic() + 20
+    while time.monotonic() < end and len(list(log.parent.glob("log.*"))) < workers:
+        time.sleep(0.01)
+
+print(len(ask(Logging(), cases(20), Store(Path(sys.argv[1])), silent, "", workers=workers)))
 """
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(folder: Path, log: Path, stop: int, workers: int = 1, name: str = "w") -> subprocess.Popen[str]:
     paths = [str(Path(__file__).parent), *sys.path]
     return subprocess.Popen(
-        [sys.executable, "-c", ASK, *map(str, arguments)],
+        [sys.executable, "-c", ASK, *map(str, (folder, log, stop, workers, name))],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
@@ -184,3 +219,26 @@ def test_two_runs_at_once_ask_each_case_once(tmp_path):
     runs = [start(tmp_path, log, 99) for _ in range(2)]
     assert [each.communicate(timeout=60)[0] for each in runs] == ["20\n", "20\n"]
     assert sorted(log.read_text().split()) == sorted(f"c{i}" for i in range(20))
+
+
+def workers(tmp_path: Path, *stops: int) -> list[list[str]]:
+    """Which cases each worker of a run answered, where all of them have some; each stops at its number."""
+    log = tmp_path / "log"
+    runs = [start(tmp_path, log, stop, len(stops), f"w{i}") for i, stop in enumerate(stops)]
+    ends = [(each.communicate(timeout=60)[0], each.returncode) for each in runs]
+    assert ends == [("", -9) if stop < 99 else ("20\n", 0) for stop in stops]
+    lines = [line.split() for line in log.read_text().splitlines()]
+    return [[case for worker, case in lines if worker == f"w{i}"] for i in range(len(stops))]
+
+
+def test_workers_divide_the_cases(tmp_path):
+    one, other = workers(tmp_path, 99, 99)
+    assert one
+    assert other
+    assert sorted(one + other) == sorted(f"c{i}" for i in range(20))
+
+
+def test_what_a_killed_worker_has_answered_stays_and_the_rest_is_taken_over(tmp_path):
+    killed, other = workers(tmp_path, 4, 99)
+    assert len(killed) == 4
+    assert sorted(killed + other) == sorted(f"c{i}" for i in range(20))

@@ -88,17 +88,21 @@ class LocalModel:
         """Free the weights, so that the other model can be loaded."""
         if self._loaded:
             from pytest_muscle.models.local.batching import release_memory
+            from pytest_muscle.models.local.cores import regain_cores
 
             self._loaded = None
             release_memory()
+            regain_cores()
 
     def _load(self) -> tuple[PreTrainedModel, Encoder]:
         if self._loaded is None:
             from pytest_muscle.models.checkpoint import load_model, load_tokenizer
+            from pytest_muscle.models.local.cores import share_cores
             from pytest_muscle.models.local.encoding import Encoder, context_length
             from pytest_muscle.models.local.linear import pack_linears
 
             options = self._options
+            share_cores()
             tokenizer = load_tokenizer(self._checkpoint, trust_remote_code=options.trust_remote_code)
             model = load_model(
                 self._checkpoint,
