@@ -145,6 +145,11 @@ class Comparison:
         return noise_of(self.results)
 
     @cached_property
+    def fragile(self) -> list[CaseResult]:
+        """The cases in which rounding may decide a model's choice."""
+        return [result for result in self.results if result.fragile]
+
+    @cached_property
     def unstable(self) -> list[CaseResult]:
         """The cases that could as well have come out otherwise."""
         return [result for result in self.results if result.draws and result.draws.unstable]
@@ -237,6 +242,7 @@ class Comparison:
                 for name, dataset in self.datasets.items()
             },
             "gates": [gate.to_dict() for gate in self.gates],
+            "fragile": len(self.fragile),
             "noise": self.noise and self.noise.to_dict(),
             "adapter": self._adapter(),
             "cases": [self._case(result) for result in self.results],
@@ -289,6 +295,7 @@ class Comparison:
             "old": _side(result.old, result.old_grade),
             "new": _side(result.new, result.new_grade),
             "delta": result.delta,
+            "fragile": result.fragile,
             "draws": _draws(result),
         }
 

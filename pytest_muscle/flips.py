@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pytest_muscle.golden import GoldenCase
-from pytest_muscle.grading import Grade
+from pytest_muscle.grading import Grade, is_fragile
 from pytest_muscle.models import Response
 
 
@@ -71,6 +71,15 @@ class CaseResult:
     delta: float | None
     draws: Draws | None = None
     unmended: Grade | None = None
+
+    @property
+    def fragile(self) -> bool:
+        """Whether rounding, which batches and hardware change, may decide a model's choice."""
+        judged = ((self.old, self.old_grade), (self.new, self.new_grade))
+        return any(
+            response is not None and grade.error is None and is_fragile(self.case, response.loglikelihoods)
+            for response, grade in judged
+        )
 
     @property
     def error(self) -> str | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
@@ -21,6 +22,9 @@ Scorer = Callable[[Sequence[tuple[str, Sequence[str]]]], list[float]]
 """The same for one metric."""
 
 EXTRACTION_SECONDS = 2.0
+
+FRAGILE_MARGIN = 1e-4
+"""What rounding may do to a log-likelihood in float32, by batch and hardware, in nats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,12 @@ def margin(case: GoldenCase, loglikelihoods: Sequence[float]) -> float | None:
     return None if math.isnan(right - wrong) else right - wrong
 
 
+def is_fragile(case: GoldenCase, loglikelihoods: Sequence[float]) -> bool:
+    """Return whether the best two choices are so near that rounding may decide between them."""
+    best = heapq.nlargest(2, choice_values(case, loglikelihoods)) if loglikelihoods else []
+    return len(best) == 2 and best[0] - best[1] < FRAGILE_MARGIN
+
+
 def _length(case: GoldenCase, choice: str) -> int:
     return len(choice) if case.choice_rule == "acc_norm" else len(choice.encode("utf-8", "surrogatepass"))
 
@@ -189,10 +199,13 @@ def _as_number(text: str) -> str | None:
 # Generation ---------------------------------------------------------------------------------------
 
 
-def make_similarity(bertscore_model: str = "roberta-large", device: str = "auto") -> Similarity:
+def make_similarity(
+    bertscore_model: str = "roberta-large", device: str = "auto", own_metrics: Collection[str] = ()
+) -> Similarity:
     """Return the scorer for every generation metric; what a metric needs is loaded at its first use.
 
-    ``bertscore_model`` is a name that bert-score knows or an encoder's directory.
+    ``bertscore_model`` is a name that bert-score knows or an encoder's directory. ``own_metrics`` are the
+    ``module:callable`` that may be imported: a record alone must not choose what code is run.
     """
     scorers: dict[str, Scorer] = {}
 
@@ -204,6 +217,8 @@ def make_similarity(bertscore_model: str = "roberta-large", device: str = "auto"
                 scorers[metric] = _rouge(metric)
             elif metric == "bertscore":
                 scorers[metric] = _bertscore(bertscore_model, device)
+            elif metric not in own_metrics:
+                raise MuscleError(untrusted_metric(metric))
             else:
                 scorers[metric] = _own_metric(metric)
         return scorers[metric](pairs)
@@ -314,6 +329,14 @@ def _open_bertscore(model: str, device: str):  # type: ignore[no-untyped-def]
             f"bertscore_model {model!r} cannot be loaded: {str(error).splitlines()[0]}; set "
             "bertscore_model in [tool.pytest-muscle] to an encoder's directory or a model name"
         ) from None
+
+
+def untrusted_metric(metric: str) -> str:
+    """Say why a record's own metric is not run, and what makes it run."""
+    return (
+        f"metric {metric} is code that a record names; if it is yours, add it to [tool.pytest-muscle]: "
+        f'metrics = ["{metric}"]'
+    )
 
 
 def _own_metric(metric: str) -> Scorer:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_muscle.golden import GoldenCase
+from pytest_muscle.grading import Similarity
 from pytest_muscle.metrics import Metrics
 from pytest_muscle.models import Model, ModelOptions
 from pytest_muscle.models.recorded import file_digest
@@ -81,6 +82,7 @@ def train_adapter(
     new: Model,
     golden: Sequence[GoldenCase],
     folder: Path,
+    similarity: Similarity,
     progress: Callable[[Event], None],
 ) -> Training:
     """Train an adapter that lets the new model keep what the old one had right.
@@ -102,6 +104,7 @@ def train_adapter(
         golden=golden,
         allow_overlap=settings.allow_overlap,
         options=ModelOptions(settings.device, settings.dtype, settings.batch_tokens),
+        similarity=similarity,
         progress=progress,
     )
     return Training(result.path, result.recipe, result.seconds, tuple(result.notes))

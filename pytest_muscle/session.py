@@ -20,7 +20,7 @@ from pytest_muscle.evaluation import Key, Progress, ask, check_methods, choice_m
 from pytest_muscle.flips import CaseResult
 from pytest_muscle.gates import Gate, idle_budgets, plan
 from pytest_muscle.golden import GoldenCase, read_golden, read_records
-from pytest_muscle.grading import make_similarity
+from pytest_muscle.grading import make_similarity, untrusted_metric
 from pytest_muscle.mending import Training, TrainingProgress, silent_training, train_adapter
 from pytest_muscle.models import Model, ModelOptions, Response, golden_reader, open_model
 from pytest_muscle.reports.files import write_files
@@ -62,8 +62,16 @@ class Session:
             defaults = self.settings.datasets.get(name)
             kind = self.settings.golden_logs.get(path)
             records = golden_reader(kind) if kind else read_records
-            self._datasets[path] = read_golden(path, name, defaults, self.settings.limit, records)
+            cases = read_golden(path, name, defaults, self.settings.limit, records)
+            self._require_trusted_metrics(cases)
+            self._datasets[path] = cases
         return self._datasets[path]
+
+    def _require_trusted_metrics(self, cases: Sequence[GoldenCase]) -> None:
+        trusted = self.settings.own_metrics
+        for case in cases:
+            if ":" in case.metric and case.metric not in trusted:
+                raise MuscleError(f"{case.dataset}:{case.line}: {untrusted_metric(case.metric)}")
 
     def gates(self, path: Path) -> list[Gate]:
         """Return the gates of one golden dataset, unjudged."""
@@ -132,7 +140,9 @@ class Session:
             raise MuscleError("a compatibility adapter needs training records: add --muscle-train=PATH")
         folder = settings.cache_dir or settings.root / ".pytest-muscle"
         with self._store.lock("compatibility adapter"), self.training_progress() as progress:
-            return train_adapter(settings, old, new, self._everything, folder / "adapters", progress)
+            return train_adapter(
+                settings, old, new, self._everything, folder / "adapters", self._similarity, progress
+            )
 
     def _with_adapter(self, plain: Comparison, trained: Training, asking: bool) -> Comparison:
         adapter = TrainedAdapter(trained.path, trained.recipe, trained.seconds, plain, None, trained.notes)
@@ -260,7 +270,7 @@ class Session:
 
     @cached_property
     def _similarity(self) -> Any:
-        return make_similarity(self.settings.bertscore_model, self.settings.device)
+        return make_similarity(self.settings.bertscore_model, self.settings.device, self.settings.own_metrics)
 
     @cached_property
     def _store(self) -> Store:

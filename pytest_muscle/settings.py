@@ -94,6 +94,7 @@ class Settings:
     slice_pairs: bool = False
     tolerance: float = 0.0
     bertscore_model: str = "roberta-large"
+    metrics: tuple[str, ...] = ()
     thresholds: tuple[Threshold, ...] = ()
     datasets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -101,6 +102,12 @@ class Settings:
     def samples_of(self, model: ModelSpec) -> int:
         """Return how often a model is asked each case."""
         return model.samples or self.samples
+
+    @property
+    def own_metrics(self) -> frozenset[str]:
+        """Return the ``module:callable`` that the project itself names, and records may use."""
+        of_datasets = (str(fields.get("metric", "")) for fields in self.datasets.values())
+        return frozenset(self.metrics) | {metric for metric in of_datasets if ":" in metric}
 
     def dataset_name(self, path: Path) -> str:
         """Return a dataset's path as people write it, from the root."""
@@ -249,6 +256,7 @@ _PYPROJECT_ONLY: dict[str, Callable[[Any], Any]] = {
     "slice_pairs": _flag,
     "tolerance": _fraction,
     "bertscore_model": _text,
+    "metrics": _texts,
     "strict_accepted": _flag,
 }
 _TABLES = ("thresholds", "datasets", "models", "training")

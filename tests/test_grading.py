@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import random
+import sys
 from decimal import Decimal
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pytest_muscle.grading import (
     best_choice,
     extract,
     grade,
+    is_fragile,
     longest_common_subsequence,
     make_similarity,
     normalise,
@@ -382,8 +384,6 @@ def broken(text, reference):
 
 @pytest.fixture
 def own_metrics(tmp_path, monkeypatch):
-    import sys
-
     (tmp_path / "own_metrics.py").write_text(METRICS)
     monkeypatch.syspath_prepend(tmp_path)
     yield
@@ -391,7 +391,9 @@ def own_metrics(tmp_path, monkeypatch):
 
 
 def test_the_best_reference_counts(own_metrics):
-    found = make_similarity()("own_metrics:overlap", [("abc", ["xyz", "abz"]), ("", ["a"])])
+    found = make_similarity(own_metrics=["own_metrics:overlap"])(
+        "own_metrics:overlap", [("abc", ["xyz", "abz"]), ("", ["a"])]
+    )
     assert found == [2.0, 0.0]
     assert all(type(value) is float for value in found)
 
@@ -409,5 +411,29 @@ def test_the_best_reference_counts(own_metrics):
 )
 def test_metrics_that_cannot_be_used(own_metrics, metric, message):
     with pytest.raises(MuscleError) as caught:
-        make_similarity()(metric, [("a", ["b"])])
+        make_similarity(own_metrics=[metric])(metric, [("a", ["b"])])
     assert message in str(caught.value)
+
+
+def test_a_record_cannot_choose_what_code_runs(own_metrics):
+    with pytest.raises(MuscleError, match="metric own_metrics:overlap is code that a record names"):
+        make_similarity(own_metrics=["own_metrics:other"])("own_metrics:overlap", [("a", ["b"])])
+    assert "own_metrics" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("rule", "values", "fragile"),
+    [
+        ("acc", (-1.0, -1.00009), True),
+        ("acc", (-1.0, -1.00011), False),
+        ("acc", (-1.0, -1.0, -9.0), True),
+        ("acc", (-9.0, -1.0, -9.0), False),
+        ("acc", (-math.inf, -math.inf), False),
+        ("acc_norm", (-1.0, -2.0), True),
+        ("acc", (), False),
+    ],
+)
+def test_choices_that_rounding_may_swap(rule, values, fragile):
+    choices = ("a", "bb", "c")[: len(values)]
+    case = GoldenCase("1", "g", "multiple_choice", (0,), "?", choices=choices, choice_rule=rule)
+    assert is_fragile(case, values) is fragile

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pytest_muscle import MuscleError, compare
+from pytest_muscle.reports.evidence import noise_sentences
 from pytest_muscle.session import Session
 from pytest_muscle.settings import load_settings
 
@@ -120,6 +121,41 @@ def test_limit_tolerance_and_defaults_of_a_dataset(folder):
     for tolerance, nfr in ((0.0, 1.0), (0.2, 0.0)):
         found = compare("recorded:a.jsonl", "recorded:b.jsonl", "sums.jsonl", tolerance=tolerance)
         assert found.metrics.nfr == nfr
+
+
+def test_code_is_run_where_the_project_names_it_not_where_a_record_does(folder, monkeypatch):
+    (folder / "scores.py").write_text("def same(text, reference):\n    return float(text == reference)\n")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "scores", raising=False)
+    record = {"id": "q1", "prompt": "p", "answer": "a", "metric": "scores:same"}
+    write(folder / "own.jsonl", {"id": "q0", "prompt": "p", "answer": "a"}, record)
+    write(folder / "a.jsonl", {"id": "q0", "text": "a"}, {"id": "q1", "text": "a"})
+    arguments = ("recorded:a.jsonl", "recorded:a.jsonl", "own.jsonl")
+    with pytest.raises(MuscleError, match=r"own.jsonl:2: metric scores:same is code that a record names"):
+        compare(*arguments)
+    assert "scores" not in sys.modules
+    assert compare(*arguments, metrics=["scores:same"]).metrics.errors == 0
+    named = {"own.jsonl": {"task": "generation", "metric": "scores:same"}}
+    assert compare(*arguments, datasets=named).metrics.errors == 0
+
+
+def test_choices_that_rounding_may_swap_are_counted(folder):
+    choices = {"prompt": "p", "choices": ["a", "b"], "answer": 0}
+    write(folder / "fine.jsonl", {"id": "c0", **choices}, {"id": "c1", **choices})
+    near, far = [-1.00001, -1.0], [-2.0, -1.0]
+    write(
+        folder / "a.jsonl", *({"id": f"c{i}", "loglikelihoods": each} for i, each in enumerate((near, far)))
+    )
+    write(folder / "b.jsonl", *({"id": f"c{i}", "loglikelihoods": far} for i in range(2)))
+    comparison = compare("recorded:a.jsonl", "recorded:b.jsonl", "fine.jsonl")
+    assert [result.case.id for result in comparison.fragile] == ["c0"]
+    result = comparison.to_dict()
+    assert result["fragile"] == 1
+    assert [case["fragile"] for case in result["cases"]] == [True, False]
+    told = list(noise_sentences(comparison))
+    assert told[0].startswith("1 fragile case: two choices within 0.0001")
+    assert "fine.jsonl::c0" in told[1]
+    assert len(told) == 2
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from pytest_muscle.adapter.trainer import (
     training_arguments,
 )
 from pytest_muscle.errors import MuscleError
-from pytest_muscle.grading import grade, make_similarity
+from pytest_muscle.grading import grade
 from pytest_muscle.models.local.encoding import Encoder
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pytest_muscle.adapter.data import Example
     from pytest_muscle.adapter.heads import OutputLayer
     from pytest_muscle.golden import GoldenCase
+    from pytest_muscle.grading import Similarity
     from pytest_muscle.models import ModelOptions
 
 _CROSS_ENTROPY = Recipe(cross_entropy_weight=1.0)
@@ -71,6 +72,7 @@ class Training:
         options: ModelOptions,
         folder: RunFolder,
         processes: Processes,
+        similarity: Similarity,
         progress: Progress,
     ) -> None:
         self.sides = sides
@@ -79,7 +81,7 @@ class Training:
         self.folder = folder
         self.processes = processes
         self.progress = progress if processes.first else silent
-        self.similarity = make_similarity(device=options.device)
+        self.similarity = similarity
         self.notes: list[str] = []
         self.began = time.monotonic()
         self.train_cases, self.cases = split_cases(cases, config.validation_share, config.seed)

@@ -19,6 +19,7 @@ from pytest_muscle.adapter.report import SCHEMA, AdapterResult, result_from_repo
 from pytest_muscle.adapter.sides import Side, require_same_tokenizer
 from pytest_muscle.adapter.stages import Training
 from pytest_muscle.errors import MuscleError
+from pytest_muscle.grading import make_similarity
 from pytest_muscle.models import ModelOptions
 from pytest_muscle.models.checkpoint import Checkpoint, resolve_checkpoint, resolve_device
 from pytest_muscle.models.quiet import quiet
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pytest_muscle.golden import GoldenCase
+    from pytest_muscle.grading import Similarity
 
 _ELSEWHERE = ("recorded:", "lm-eval:", "inspect:", "promptfoo:", "openai:", "python:")
 
@@ -41,6 +43,7 @@ def train_compatibility_adapter(
     golden: Sequence[GoldenCase] = (),
     allow_overlap: bool = False,
     options: ModelOptions | None = None,
+    similarity: Similarity | None = None,
     progress: Progress = silent,
 ) -> AdapterResult:
     """Train a LoRA adapter for the new model that keeps what the old model answers right (MUSCLE).
@@ -49,7 +52,8 @@ def train_compatibility_adapter(
     records themselves, ``output`` the adapter's directory, which appears when it is whole. A run that was
     killed goes on when it is started again with the same inputs; one that has finished gives its result
     again. ``golden`` are the cases that the adapter will be judged by: training records that repeat them
-    are refused unless ``allow_overlap``. ``progress`` is called with each event.
+    are refused unless ``allow_overlap``. ``similarity`` scores generated texts (``make_similarity``);
+    without one, records cannot use a metric of their own. ``progress`` is called with each event.
 
     Raises ``MuscleError`` for anything wrong with models, records, settings or the output.
     """
@@ -59,7 +63,7 @@ def train_compatibility_adapter(
     cases = read_cases(train)
     if not allow_overlap:
         refuse_overlaps(cases, golden)
-    return _run("compatibility", models, cases, Path(output), config, options, progress)
+    return _run("compatibility", models, cases, Path(output), config, options, similarity, progress)
 
 
 def train_task_adapter(
@@ -71,6 +75,7 @@ def train_task_adapter(
     golden: Sequence[GoldenCase] = (),
     allow_overlap: bool = False,
     options: ModelOptions | None = None,
+    similarity: Similarity | None = None,
     progress: Progress = silent,
 ) -> AdapterResult:
     """Train a LoRA task adapter by cross-entropy: for those who have only base models.
@@ -83,7 +88,7 @@ def train_task_adapter(
     cases = read_cases(train)
     if not allow_overlap:
         refuse_overlaps(cases, golden)
-    return _run("task", models, cases, Path(output), config, options, progress)
+    return _run("task", models, cases, Path(output), config, options, similarity, progress)
 
 
 def _local(spec: str, name: str, options: ModelOptions) -> Checkpoint:
@@ -102,6 +107,7 @@ def _run(
     output: Path,
     config: CompatibilityConfig | TaskConfig,
     options: ModelOptions,
+    similarity: Similarity | None,
     progress: Progress,
 ) -> AdapterResult:
     models = {
@@ -125,7 +131,8 @@ def _run(
         if processes.first:
             folder.begin()
         processes.wait()
-        training = Training(sides, cases, config, options, folder, processes, progress)
+        scorer = similarity or make_similarity(device=options.device)
+        training = Training(sides, cases, config, options, folder, processes, scorer, progress)
         result = training.run(
             {
                 "schema": SCHEMA,

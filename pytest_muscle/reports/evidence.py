@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pytest_muscle.bias import AccuracyGap, Bias
 from pytest_muscle.comparison import Comparison
 from pytest_muscle.evidence import Rate
 from pytest_muscle.flips import CaseResult, Draws
+from pytest_muscle.grading import FRAGILE_MARGIN
 from pytest_muscle.reports.explain import change
 from pytest_muscle.reports.story import NOTHING, bounds, count, percent, points
 from pytest_muscle.reports.text import one_line
 from pytest_muscle.sampling import Noise
 from pytest_muscle.statistics import ALPHA
 
-_MOST_UNSTABLE = 5
+_MOST_NAMED = 5
 
 
 def noise_sentences(comparison: Comparison) -> Iterator[str]:
-    """Say what flips by drawing alone; nothing where every case was asked once."""
+    """Say what flips by rounding or by drawing alone; of drawing nothing where all were asked once."""
+    if fragile := comparison.fragile:
+        yield (
+            f"{count(len(fragile), 'fragile case')}: two choices within {FRAGILE_MARGIN:g} of each other, "
+            "which rounding may swap on other hardware"
+        )
+        yield from _some(fragile)
     noise = comparison.noise
     if noise is None:
         return
@@ -36,10 +43,14 @@ def noise_sentences(comparison: Comparison) -> Iterator[str]:
         yield f"mean D is {distance} standard errors of drawing ({noise.delta_error:.4f} each)"
     unstable = comparison.unstable
     yield f"{count(len(unstable), 'unstable case')}: drawn again, the verdict may differ"
-    for result in unstable[:_MOST_UNSTABLE]:
+    yield from _some(unstable)
+
+
+def _some(results: Sequence[CaseResult]) -> Iterator[str]:
+    for result in results[:_MOST_NAMED]:
         yield f"  {_name(result)}  {change(result)}{_right_draws(result.draws)}"
-    if len(unstable) > _MOST_UNSTABLE:
-        yield f"  ... and {len(unstable) - _MOST_UNSTABLE:,} more"
+    if len(results) > _MOST_NAMED:
+        yield f"  ... and {len(results) - _MOST_NAMED:,} more"
 
 
 def _of_noise(noise: Noise, name: str) -> str:
