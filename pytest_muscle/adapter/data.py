@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One text to learn from: its case's number, tokens, where the answer begins, whether that is right."""
+    """One text to learn from: its case's number, tokens, where the answer begins, whether that is right.
+
+    ``choice`` is the number of the choice that is its answer, ``cut`` counts the tokens lost at its head.
+    """
 
     index: int
     case: int
@@ -33,6 +36,8 @@ class Example:
     tokens: tuple[int, ...]
     answer_start: int
     truthful: bool
+    choice: int = 0
+    cut: int = 0
 
     def counted(self, answer_only: bool) -> range:
         """The positions of the tokens that are predicted and count."""
@@ -96,7 +101,8 @@ def encode_cases(
     texts: list[Example] = []
     truncated = dropped = 0
     for number, case in enumerate(cases):
-        for text, truthful in _texts(case, encoder, config.texts == "choices"):
+        for choice, text in _texts(case, encoder, config.texts == "choices"):
+            truthful = not case.choices or choice in case.answer
             tokens, start = list(text.tokens), len(text.tokens) - text.scored
             end = encoder.tokenizer.eos_token_id
             if isinstance(end, int) and tokens[-1] != end:
@@ -106,9 +112,9 @@ def encode_cases(
                 continue
             truncated += len(tokens) > max_length
             # The last prompt token is kept: it predicts the answer's first one.
-            cut = min(max(0, len(tokens) - max_length), start - 1)
+            cut = max(0, min(len(tokens) - max_length, start - 1))
             kept = tuple(tokens[cut : cut + max_length])
-            texts.append(Example(len(texts), number, where(case), kept, start - cut, truthful))
+            texts.append(Example(len(texts), number, where(case), kept, start - cut, truthful, choice, cut))
     if not texts:
         raise MuscleError(
             f"none of the {len(cases)} training records fits into {max_length} tokens; "
@@ -117,19 +123,22 @@ def encode_cases(
     return Examples(texts, truncated, dropped)
 
 
-def _texts(case: GoldenCase, encoder: Encoder, all_choices: bool) -> Iterator[tuple[Continuation, bool]]:
+def as_choices(case: GoldenCase) -> GoldenCase:
+    """The case, a text answer as a choice of one; no space is doubled between it and the prompt."""
+    if case.choices:
+        return case
+    spaced = case.prompt[-1:].isspace() or bool(case.messages)
+    return replace(case, choices=(str(case.answer[0]),), delimiter="" if spaced else case.delimiter)
+
+
+def _texts(case: GoldenCase, encoder: Encoder, all_choices: bool) -> Iterator[tuple[int, Continuation]]:
     from pytest_muscle.models.local.encoding import UnaskableError
 
+    right = case.answer[0] if case.choices else 0
     try:
-        if not case.choices:
-            # An answer is a choice of one; no space is doubled between it and the prompt.
-            spaced = case.prompt[-1:].isspace() or bool(case.messages)
-            only = replace(case, choices=(str(case.answer[0]),), delimiter="" if spaced else case.delimiter)
-            yield encoder.choices(only)[0], True
-        else:
-            for index, choice in enumerate(encoder.choices(case)):
-                if all_choices or index == case.answer[0]:
-                    yield choice, index in case.answer
+        for index, choice in enumerate(encoder.choices(as_choices(case))):
+            if all_choices or index == right:
+                yield index, choice
     except UnaskableError as error:
         raise MuscleError(f"{where(case)}: cannot be trained on: {error}") from None
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pytest_muscle.adapter.config import Recipe
+    from pytest_muscle.adapter.vocabulary.teacher import MappedLogits
 
 IGNORED = -100
 # Logits held at once: what the caches of a processor like, and what keeps an accelerator busy.
@@ -104,7 +105,7 @@ def compatibility_loss(
 
 def token_loss(
     student: TokenLogits,
-    old: TokenLogits | None,
+    old: TokenLogits | MappedLogits | None,
     new: TokenLogits | None,
     targets: Tensor,
     recipe: Recipe,
@@ -125,7 +126,7 @@ def token_loss(
 @dataclass(frozen=True, slots=True)
 class _Problem:
     student: TokenLogits
-    old: TokenLogits | None
+    old: TokenLogits | MappedLogits | None
     new: TokenLogits | None
     targets: Tensor
     recipe: Recipe
@@ -151,6 +152,8 @@ class _Problem:
             )
             for model in (self.student, self.old)
         ]
+        if not isinstance(self.old, TokenLogits):
+            likelihoods[1] = torch.where(self.old.covered, likelihoods[1], likelihoods[0])
         return masks.sequence_weight(likelihoods[0], likelihoods[1], self.sequence)
 
     def chunk(self, rows: slice, text_weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,6 +190,8 @@ class _Problem:
             if text_weights is None
             else text_weights[rows]
         ).to(logits.dtype)
+        if self.old and self.new and not isinstance(self.old, TokenLogits):
+            weight = weight * self.old.covered[rows]
         log_student = functional.log_softmax(logits / temperature, -1)
         slope = log_student.exp()
         loss = torch.zeros_like(weight)
@@ -197,6 +202,12 @@ class _Problem:
             assert teacher is not None, f"the recipe needs the {name} model"
             given = known[name]
             target = teacher.rows(rows.start + taught) if given is None else given[taught]
+            if not isinstance(teacher, TokenLogits):
+                apart, towards = teacher.divergence(logits[taught], target, rows.start + taught, temperature)
+                loss[taught] += share[taught] * apart
+                towards = towards.sub_(log_student[taught].exp())
+                slope.index_add_(0, taught, towards.mul_(share[taught, None]))
+                continue
             log_target = functional.log_softmax(target / temperature, -1)
             target = log_target.exp()
             loss[taught] += share[taught] * (log_target - log_student[taught]).mul_(target).sum(-1)

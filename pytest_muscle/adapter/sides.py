@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig
 
-from pytest_muscle.errors import MuscleError
+from pytest_muscle.adapter.vocabulary.texts import Reader
+from pytest_muscle.adapter.vocabulary.tokens import read_vocabulary
 from pytest_muscle.models.checkpoint import Checkpoint, converted_gguf, load_model, load_tokenizer
-from pytest_muscle.models.local.encoding import Encoder, context_length
+from pytest_muscle.models.local.encoding import Encoder, UnaskableError, context_length
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +40,10 @@ class Side:
         length = context_length(AutoConfig.from_pretrained(directory, trust_remote_code=trust), tokenizer)
         return cls(checkpoint, options, Encoder(tokenizer, length, options.system_prompt))
 
+    def reader(self) -> Reader:
+        """What is needed to align texts with another model's; raises ``MuscleError`` if they cannot be."""
+        return Reader(self.encoder, read_vocabulary(self.encoder.tokenizer, self.checkpoint.spec))
+
     def load(self, device: torch.device) -> Any:
         """The model, frozen."""
         model = load_model(
@@ -50,22 +55,26 @@ class Side:
         return model.requires_grad_(False)
 
 
-def require_same_tokenizer(old: Side, new: Side, cases: Sequence[GoldenCase]) -> None:
-    """Raise ``MuscleError`` unless both models cut the training texts into the same tokens."""
-    tokenizers: list[Any] = [old.encoder.tokenizer, new.encoder.tokenizer]
-    vocabularies = [tokenizer.get_vocab() for tokenizer in tokenizers]
-    texts = [
-        text for case in cases[:_COMPARED] for text in (case.prompt, *case.choices, *map(str, case.answer))
-    ]
-    if vocabularies[0] == vocabularies[1] and all(
-        tokenizers[0].encode(text) == tokenizers[1].encode(text) for text in texts
-    ):
-        return
-    raise MuscleError(
-        f"the old model {old.checkpoint.spec!r} ({len(vocabularies[0])} tokens) and the new model "
-        f"{new.checkpoint.spec!r} ({len(vocabularies[1])} tokens) have different tokenizers; compatibility "
-        "adapters between tokenizers are not supported yet: take an old and a new model of one family"
-    )
+def read_alike(old: Side, new: Side, cases: Sequence[GoldenCase]) -> bool:
+    """Whether both models make the same tokens of the training texts, chat templates included."""
+    sides: list[Any] = [old.encoder, new.encoder]
+    if sides[0].tokenizer.get_vocab() != sides[1].tokenizer.get_vocab():
+        return False
+    for case in cases[:_COMPARED]:
+        rendered = [_rendered(encoder, case) for encoder in sides]
+        texts = (*case.choices, *map(str, case.answer), rendered[0] or "")
+        if rendered[0] != rendered[1] or any(
+            sides[0].tokenizer.encode(text) != sides[1].tokenizer.encode(text) for text in texts
+        ):
+            return False
+    return True
+
+
+def _rendered(encoder: Encoder, case: GoldenCase) -> str | None:
+    try:
+        return encoder.text(case)
+    except UnaskableError:
+        return None  # Said with the record's name when the texts are made.
 
 
 def vocabulary_size(model: Any) -> int:

@@ -24,7 +24,7 @@ from pytest_muscle.adapter.report import (
     write_report,
 )
 from pytest_muscle.adapter.selection import Validation, select_epoch, select_recipe
-from pytest_muscle.adapter.sides import Side, vocabulary_size
+from pytest_muscle.adapter.sides import Side, read_alike, vocabulary_size
 from pytest_muscle.adapter.student import Student, build_student
 from pytest_muscle.adapter.teachers import LiveTeacher, StartingTeacher, StateCache, Teacher
 from pytest_muscle.adapter.trainer import (
@@ -34,6 +34,9 @@ from pytest_muscle.adapter.trainer import (
     last_checkpoint,
     training_arguments,
 )
+from pytest_muscle.adapter.vocabulary.mapping import VocabularyMap
+from pytest_muscle.adapter.vocabulary.teacher import MappedTeacher
+from pytest_muscle.adapter.vocabulary.texts import align_texts
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.grading import grade
 from pytest_muscle.models.local.encoding import Encoder
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 
     from pytest_muscle.adapter.data import Example
     from pytest_muscle.adapter.heads import OutputLayer
+    from pytest_muscle.adapter.vocabulary.texts import AlignedTexts, Coverage
     from pytest_muscle.golden import GoldenCase
     from pytest_muscle.grading import Similarity
     from pytest_muscle.models import ModelOptions
@@ -51,6 +55,8 @@ _CROSS_ENTROPY = Recipe(cross_entropy_weight=1.0)
 _CACHE_TOKENS = {"cpu": 1024}
 _CACHE_TOKENS_ELSEWHERE = 16384
 _NO_LIMIT = 10**9
+_SAMPLED_TEXTS = 16
+_LEAST_ALIGNED = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +91,10 @@ class Training:
         self.notes: list[str] = []
         self.began = time.monotonic()
         self.train_cases, self.cases = split_cases(cases, config.validation_share, config.seed)
+        self.alike = "old" not in sides or read_alike(sides["old"], sides["student"], cases)
         self.examples = self._encode()
+        self.aligned = self._align()
+        self.coverage: Coverage | None = None
         self.old: Answers | None = None
         self.new: Validation | None = None
         self.epochs: list[Validation] = []
@@ -114,22 +123,46 @@ class Training:
     # Texts and answers ----------------------------------------------------------------------------
 
     def _encode(self) -> Examples:
-        limit = min(side.encoder.max_length for side in self.sides.values())
+        sides = self.sides.values() if self.alike else [self.sides["student"]]
+        limit = min(side.encoder.max_length for side in sides)
         limit = min(limit, self.config.max_length or limit)
         # The encoder's own limit is for prompts; texts are cut here, and that is said.
-        encoder = Encoder(self.sides["student"].encoder.tokenizer, _NO_LIMIT, self.options.system_prompt)
+        encoder = self._unlimited("student")
         examples = encode_cases([*self.train_cases, *self.cases], encoder, self.config, limit)
         for count, what in ((examples.truncated, "truncated"), (examples.dropped, "dropped")):
             if count:
                 self._note(f"{count} training texts longer than {limit} tokens were {what}")
         return examples
 
+    def _unlimited(self, side: str) -> Encoder:
+        return Encoder(self.sides[side].encoder.tokenizer, _NO_LIMIT, self.options.system_prompt)
+
+    def _align(self) -> AlignedTexts | None:
+        """The texts as an old model with another tokenizer reads them."""
+        if self.alike or not self._needs_old():
+            return None
+        old, new = (
+            replace(self.sides[side].reader(), encoder=self._unlimited(side)) for side in ("old", "student")
+        )
+        cases, limit = [*self.train_cases, *self.cases], self.sides["old"].encoder.max_length
+        aligned = align_texts(cases, self.examples.texts, old, new, self.config, limit)
+        found = aligned.coverage()
+        if found.aligned < _LEAST_ALIGNED * found.tokens:
+            names = [repr(self.sides[side].checkpoint.spec) for side in ("old", "student")]
+            raise MuscleError(
+                f"only {found.aligned} of {found.tokens} tokens of the training texts can be aligned between "
+                f"the tokenizers of the old model {names[0]} and of the new model {names[1]}: they read the "
+                "texts too differently; take models whose tokenizers keep a text as it is (no lower-casing, "
+                "no dropped characters) or train on records that both read literally"
+            )
+        return aligned
+
     def _texts(self, *, validation: bool) -> list[Example]:
         first = len(self.train_cases)
         return [text for text in self.examples.texts if (text.case >= first) is validation]
 
-    def _collator(self) -> Collator:
-        tokenizer: Any = self.sides["student"].encoder.tokenizer
+    def _collator(self, side: str = "student") -> Collator:
+        tokenizer: Any = self.sides[side].encoder.tokenizer
         return Collator(int(tokenizer.pad_token_id), self.config.tokens == "answer")
 
     def _answers(self, side: str, model: Any) -> Answers:
@@ -162,6 +195,9 @@ class Training:
             return (self.config.recipe,)
         return self.config.candidates
 
+    def _needs_old(self) -> bool:
+        return any(recipe.uses_old for recipe in self._recipes())
+
     def _cached(self) -> bool:
         return isinstance(self.config, CompatibilityConfig) and self.config.teacher == "cached"
 
@@ -170,14 +206,14 @@ class Training:
         if "old" not in self.sides:
             return None
         cache = StateCache(self.folder.path / "old_states")
-        needed = any(recipe.uses_old for recipe in self._recipes())
+        needed = self._needs_old()
         saved = self.folder.read("old_answers.json") if self.cases else []
         if saved is not None:
             self.old = restore(saved, self.cases, self.similarity) if self.cases else None
             if not needed:
                 return None
             if self._cached() and cache.complete:
-                return self._source(cache)
+                return self._source(cache, "old")
         self._emit(Stage("old model: answers and probabilities"))
         model = self.sides["old"].load(self.processes.device)
         if self.cases and saved is None:
@@ -189,8 +225,8 @@ class Training:
             return None
         output = find_output_layer(model)
         if self._cached() and output:
-            self._fill(cache, model, output)
-            return self._source(cache)
+            self._fill(cache, model, output, "old")
+            return self._source(cache, "old")
         if self._cached():
             self._note("the old model's logits are no plain function of hidden states: it stays in memory")
         return _Source(LiveTeacher(model, output), vocabulary_size(model))
@@ -211,14 +247,13 @@ class Training:
 
     def _lesson(self, student: Student, old: _Source | None) -> Lesson:
         vocabulary = vocabulary_size(student.model)
-        if old:
+        teacher: Teacher | MappedTeacher | None = old.teacher if old else None
+        if old and self.aligned:
+            _require_known(self.aligned.old, old.vocabulary)
+            teacher = self._mapped(old, self.aligned, vocabulary)
+        elif old:
             vocabulary = min(vocabulary, old.vocabulary)
-        highest = max(max(example.tokens) for example in self.examples.texts)
-        if highest >= vocabulary:
-            raise MuscleError(
-                f"the training texts use token {highest}, but the models have only {vocabulary} in common; "
-                "is the tokenizer that of the models?"
-            )
+        _require_known(self.examples.texts, vocabulary)
         new: Teacher | None = None
         if old and any(recipe.uses_new for recipe in self._recipes()):
             new = self._new_teacher(student)
@@ -226,10 +261,24 @@ class Training:
             self.examples.texts,
             self._collator(),
             self._recipes()[0],
-            old.teacher if old else None,
+            teacher,
             new,
             vocabulary,
         )
+
+    def _mapped(self, old: _Source, aligned: AlignedTexts, vocabulary: int) -> MappedTeacher:
+        """The old model, told in the student's vocabulary; how much of it can be is noted."""
+        sizes = old.vocabulary, vocabulary
+        between = VocabularyMap(*aligned.vocabularies, sizes, self.processes.device)
+        teacher = MappedTeacher(old.teacher, aligned, self._collator("old"), between)
+        sample = self._texts(validation=False)[:_SAMPLED_TEXTS]
+        batches = (
+            {name: tensor.to(self.processes.device) for name, tensor in self._collator()([text]).items()}
+            for text in sample
+        )
+        self.coverage = replace(aligned.coverage(), rest=teacher.rest(batches))
+        self._note(str(self.coverage))
+        return teacher
 
     def _new_teacher(self, student: Student) -> Teacher:
         if not self._cached() or student.output is None:
@@ -238,19 +287,23 @@ class Training:
         cache = StateCache(self.folder.path / "new_states")
         if not cache.complete:
             self._emit(Stage("new model: probabilities"))
-            self._fill(cache, student.model.get_base_model().eval(), student.output)
-        return self._source(cache).teacher
+            self._fill(cache, student.model.get_base_model().eval(), student.output, "student")
+        return self._source(cache, "student").teacher
 
-    def _fill(self, cache: StateCache, model: Any, output: OutputLayer) -> None:
+    def _told(self, side: str) -> Sequence[Example]:
+        """The texts in a model's own tokens."""
+        return self.aligned.old if side == "old" and self.aligned else self.examples.texts
+
+    def _fill(self, cache: StateCache, model: Any, output: OutputLayer, side: str) -> None:
         tokens = self.options.batch_tokens or _CACHE_TOKENS.get(
             self.processes.device.type, _CACHE_TOKENS_ELSEWHERE
         )
         share = (self.processes.number, self.processes.count)
-        cache.write(model, output, self.examples.texts, self._collator(), tokens, share, self.processes.wait)
+        cache.write(model, output, self._told(side), self._collator(side), tokens, share, self.processes.wait)
 
-    def _source(self, cache: StateCache) -> _Source:
-        answer_only = self._collator().answer_only
-        teacher = cache.open(self.examples.texts, answer_only, self.processes.device)
+    def _source(self, cache: StateCache, side: str) -> _Source:
+        answer_only = self._collator(side).answer_only
+        teacher = cache.open(self._told(side), answer_only, self.processes.device)
         return _Source(teacher, len(teacher.weight))
 
     # Training -------------------------------------------------------------------------------------
@@ -338,6 +391,7 @@ class Training:
             "pilots": [{"recipe": str(recipe), "validation": asdict(v)} for recipe, v in pilots],
             "epochs": [asdict(validation) for validation in self.epochs],
             "kept": asdict(kept) if kept else None,
+            "tokenizers": self.coverage.to_json() if self.coverage else None,
             "notes": self.notes,
             "steps": [entry for entry in trainer.state.log_history if "from_old" in entry],
             "seconds": round(time.monotonic() - self.began, 2),
@@ -365,3 +419,12 @@ class Training:
     def _note(self, text: str) -> None:
         self.notes.append(text)
         self._emit(Note(text))
+
+
+def _require_known(texts: Sequence[Example], vocabulary: int) -> None:
+    highest = max(max(example.tokens) for example in texts)
+    if highest >= vocabulary:
+        raise MuscleError(
+            f"the training texts use token {highest}, but the models have only {vocabulary} in common; "
+            "is the tokenizer that of the models?"
+        )

@@ -25,10 +25,7 @@ if TYPE_CHECKING:
 
 
 class Teacher(Protocol):
-    """A frozen model that says, in the student's vocabulary and at the student's positions, what follows.
-
-    A teacher with another tokenizer is another implementation of this.
-    """
+    """A frozen model that says what follows, in the tokens of the batch."""
 
     def logits(self, batch: Mapping[str, Tensor], counted: Tensor, vocabulary: int) -> TokenLogits:
         """Logits of the positions marked in ``counted`` [batch, tokens - 1], in reading order."""

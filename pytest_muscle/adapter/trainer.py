@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pytest_muscle.adapter.progress import Progress
     from pytest_muscle.adapter.student import Student
     from pytest_muscle.adapter.teachers import Teacher
+    from pytest_muscle.adapter.vocabulary.teacher import MappedTeacher
 
 _COMPLETE = "complete"
 # Tokens that go through the student at once; the activations kept for the backward pass are theirs.
@@ -45,7 +46,7 @@ class Lesson:
     examples: Sequence[Example]
     collator: Collator
     recipe: Recipe
-    old: Teacher | None
+    old: Teacher | MappedTeacher | None
     new: Teacher | None
     vocabulary: int
 
@@ -129,10 +130,9 @@ class AdapterTrainer(Trainer):
         # A model that is sharded over devices only shows its output layer inside its own forward pass.
         output = None if self._sharded() else self.student.output
         student = token_logits(model, output, batch, counted, lesson.vocabulary)
-        old, new = (
-            teacher.logits(batch, counted, lesson.vocabulary) if teacher and used else None
-            for teacher, used in ((lesson.old, lesson.recipe.uses_old), (lesson.new, lesson.recipe.uses_new))
-        )
+        asked = batch, counted, lesson.vocabulary
+        old = lesson.old.logits(*asked) if lesson.old and lesson.recipe.uses_old else None
+        new = lesson.new.logits(*asked) if lesson.new and lesson.recipe.uses_new else None
         texts = torch.arange(len(counted), device=counted.device)[:, None].expand_as(counted)[counted]
         targets = batch["labels"][:, 1:][counted]
         truthful = batch["truthful"][texts]

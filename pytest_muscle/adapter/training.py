@@ -16,7 +16,7 @@ from pytest_muscle.adapter.overlap import refuse_overlaps
 from pytest_muscle.adapter.processes import Processes, random_state_kept
 from pytest_muscle.adapter.progress import Progress, silent
 from pytest_muscle.adapter.report import SCHEMA, AdapterResult, result_from_report
-from pytest_muscle.adapter.sides import Side, require_same_tokenizer
+from pytest_muscle.adapter.sides import Side
 from pytest_muscle.adapter.stages import Training
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.grading import make_similarity
@@ -127,7 +127,6 @@ def _run(
         sides = {"student": Side.open(student, options)}
         if old:
             sides["old"] = Side.open(old[0], options)
-            require_same_tokenizer(sides["old"], sides["student"], cases)
         if processes.first:
             folder.begin()
         processes.wait()

@@ -186,18 +186,6 @@ def test_vocabularies_padded_to_different_sizes(tiny_model, tmp_path):
         assert all(torch.isfinite(tensor).all() for tensor in weights(result.path).values())
 
 
-def test_another_tokenizer_is_refused(tiny_model, tiny_model_b, tmp_path):
-    other = shutil.copytree(tiny_model_b, tmp_path / "other")
-    path = other / "tokenizer.json"
-    content = json.loads(path.read_text())
-    content["model"]["merges"] = content["model"]["merges"][:-5]
-    path.write_text(json.dumps(content))
-    with pytest.raises(MuscleError, match="different tokenizers") as caught:
-        train(tiny_model, other, tmp_path / "adapter")
-    assert str(tiny_model) in str(caught.value)
-    assert str(other) in str(caught.value)
-
-
 @pytest.mark.parametrize("spec", ["recorded:old.jsonl", "openai:gpt", "python:my:model", "lm-eval:samples"])
 def test_models_without_weights_are_refused(tiny_model, tmp_path, spec):
     with pytest.raises(MuscleError, match=r"old model .* gives answers but no weights.* name a directory"):

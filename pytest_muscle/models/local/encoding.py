@@ -80,6 +80,19 @@ class Encoder:
             self.cut.add(case.key)
         return tuple(Continuation(choice.tokens[-room:], choice.scored) for choice in whole)
 
+    def spans(self, case: GoldenCase, choice: int = 0) -> tuple[str, list[int]]:
+        """Context and choice as one text, and in which character of it each of the tokens that ``choices``
+        makes of them ends; a token that is not in the text ends where it begins. Needs a fast tokenizer.
+        """
+        context = self.text(case)
+        stripped = context.rstrip()
+        text = context + _valid(case.delimiter + case.choices[choice])
+        if stripped:
+            head = self._ends(stripped)
+            return text, head + self._ends(text)[len(head) :]
+        ends = self._ends(text, special=False)
+        return text, ends if self._ids(text, special=False)[:1] == [self._first] else [0, *ends]
+
     def prompt(self, case: GoldenCase) -> Prompt:
         """The tokens to continue, cut on the left so that ``max_new_tokens`` more fit where possible."""
         text = self.text(case)
@@ -133,6 +146,11 @@ class Encoder:
 
     def _encode(self, text: str) -> list[int]:
         return self._ids(text, special=not text.startswith(self._first_text))
+
+    def _ends(self, text: str, *, special: bool = True) -> list[int]:
+        special = special and not text.startswith(self._first_text)
+        made: Any = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        return [end for _, end in made["offset_mapping"]]
 
     def _ids(self, text: str, *, special: bool) -> list[int]:
         # True is the tokenizer's own default, and some custom tokenizers know no such argument.
