@@ -216,6 +216,8 @@ class Training:
                 return self._source(cache, "old")
         self._emit(Stage("old model: answers and probabilities"))
         model = self.sides["old"].load(self.processes.device)
+        if self.aligned:
+            _require_known(self.aligned.old, vocabulary_size(model))
         if self.cases and saved is None:
             self.old = self._answers(
                 "old", model if not hasattr(model, "get_base_model") else model.get_base_model()
@@ -249,7 +251,6 @@ class Training:
         vocabulary = vocabulary_size(student.model)
         teacher: Teacher | MappedTeacher | None = old.teacher if old else None
         if old and self.aligned:
-            _require_known(self.aligned.old, old.vocabulary)
             teacher = self._mapped(old, self.aligned, vocabulary)
         elif old:
             vocabulary = min(vocabulary, old.vocabulary)

@@ -86,7 +86,7 @@ class Encoder:
         """
         context = self.text(case)
         stripped = context.rstrip()
-        text = context + _valid(case.delimiter + case.choices[choice])
+        text = context + valid(case.delimiter + case.choices[choice])
         if stripped:
             head = self._ends(stripped)
             return text, head + self._ends(text)[len(head) :]
