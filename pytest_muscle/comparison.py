@@ -41,11 +41,11 @@ class ModelIdentity:
 
     spec: str
     fingerprint: str
-    choices: ChoiceMethod | None = None
+    choices: tuple[ChoiceMethod, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        return {"spec": self.spec, "fingerprint": self.fingerprint, "choices": self.choices}
+        return {"spec": self.spec, "fingerprint": self.fingerprint, "choices": list(self.choices)}
 
 
 @dataclass(frozen=True, slots=True)

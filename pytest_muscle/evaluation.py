@@ -110,30 +110,26 @@ def _length(case: GoldenCase) -> int:
     return 1 + read + (sum(map(len, case.choices)) if case.choices else 4 * case.max_new_tokens)
 
 
-def choice_method(draws: Sequence[Mapping[Key, Response]]) -> ChoiceMethod | None:
-    """Return what a model's choices rest on; None where it made none or did not say.
-
-    Raises MuscleError where it is not the same in all cases.
-    """
-    found: dict[ChoiceMethod, Key] = {}
-    for responses in draws:
-        for key, response in responses.items():
-            if response.choice_method is not None:
-                found.setdefault(response.choice_method, key)
-    if len(found) > 1:
-        cases = ", ".join(f"{case_id!a} of {dataset} by {how}" for how, (dataset, case_id) in found.items())
-        raise MuscleError(
-            f"one model's choices were made in two ways ({cases}), which cannot be compared; set "
-            "choices = 'letter' in both models' tables"
-        )
-    return next(iter(found), None)
+Methods = Mapping[Key, ChoiceMethod]
 
 
-def check_methods(old: ChoiceMethod | None, new: ChoiceMethod | None) -> None:
-    """Raise MuscleError where two models' choices were made in different ways."""
-    if old and new and old != new:
-        raise MuscleError(
-            f"the old model's choices were made by {old}, the new one's by {new}: a flip could then be the "
-            "method's; serve both models where log-probabilities of a prompt can be had, or set "
-            "choices = 'letter' in the tables of two openai: models"
-        )
+def choice_methods(draws: Sequence[Mapping[Key, Response]]) -> Methods:
+    """Return what a model's choices rest on, by case; a case of which nobody said is left out."""
+    return {
+        key: response.choice_method
+        for responses in draws
+        for key, response in responses.items()
+        if response.choice_method is not None
+    }
+
+
+def check_methods(old: Methods, new: Methods) -> None:
+    """Raise MuscleError where the two models chose in different ways."""
+    for key, method in old.items():
+        if new.get(key, method) != method:
+            raise MuscleError(
+                f"the old model's choices were made by {method}, the new one's by {new[key]} "
+                f"({key[1]!a} of {key[0]}): a flip could then be the method's; serve both models where "
+                "log-probabilities of a prompt can be had, or set choices = 'letter' in the tables of two "
+                "openai: models"
+            )

@@ -16,13 +16,13 @@ from typing import Any
 from pytest_muscle.accepted import AcceptedFlips, StaleFlip, read_accepted
 from pytest_muscle.comparison import Comparison, ModelIdentity, TrainedAdapter
 from pytest_muscle.errors import MuscleError
-from pytest_muscle.evaluation import Key, Progress, ask, check_methods, choice_method, held, silent
+from pytest_muscle.evaluation import Key, Methods, Progress, ask, check_methods, choice_methods, held, silent
 from pytest_muscle.flips import CaseResult
 from pytest_muscle.gates import Gate, idle_budgets, plan
 from pytest_muscle.golden import GoldenCase, read_golden, read_records
 from pytest_muscle.grading import make_similarity, untrusted_metric
 from pytest_muscle.mending import Training, TrainingProgress, silent_training, train_adapter
-from pytest_muscle.models import Model, ModelOptions, Response, golden_reader, open_model
+from pytest_muscle.models import ChoiceMethod, Model, ModelOptions, Response, golden_reader, open_model
 from pytest_muscle.reports.files import write_files
 from pytest_muscle.sampling import compare_draws
 from pytest_muscle.settings import ACCEPTED, ModelSpec, Settings, load_settings
@@ -193,7 +193,7 @@ class Session:
                 (new, new_name or "new model", settings.new),
             )
         ]
-        methods = [choice_method(side) for side in sides]
+        methods = [choice_methods(side) for side in sides]
         check_methods(*methods)
         results, beside = self._judge(everything, selected, *sides)
         planned = [gate for path in self._datasets for gate in self.gates(path)]
@@ -202,8 +202,8 @@ class Session:
             idle = idle_budgets(settings.thresholds, planned, everything, settings.slice_pairs)
         self._notices |= dict.fromkeys([*self._store.notices, *old.notices, *new.notices])
         compared = Comparison(
-            old=ModelIdentity(settings.old.name, old.fingerprint, methods[0]),
-            new=ModelIdentity(new_name or settings.new.name, new.fingerprint, methods[1]),
+            old=ModelIdentity(settings.old.name, old.fingerprint, _names(methods[0])),
+            new=ModelIdentity(new_name or settings.new.name, new.fingerprint, _names(methods[1])),
             results=results,
             beside=beside,
             planned=planned,
@@ -292,6 +292,10 @@ class Session:
 
 def _drawn(cases: Sequence[GoldenCase], draw: int) -> Sequence[GoldenCase]:
     return [replace(case, draw=draw) for case in cases] if draw else cases
+
+
+def _names(methods: Methods) -> tuple[ChoiceMethod, ...]:
+    return tuple(sorted(set(methods.values())))
 
 
 def _about(accepted: AcceptedFlips, stale: Sequence[StaleFlip]) -> list[str]:

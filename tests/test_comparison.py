@@ -88,8 +88,8 @@ def test_what_is_beside_counts_for_gates_alone():
 def test_the_json_result_has_its_stable_keys():
     found = json.loads(json.dumps(compared(MIXED, Threshold("max_nfr", 0.5)).to_dict()))
     assert found["schema"] == SCHEMA == "pytest-muscle/1"
-    assert found["old"] == {"spec": "recorded:old.jsonl", "fingerprint": "0a", "choices": None}
-    assert found["new"] == {"spec": "./candidate", "fingerprint": "0b", "choices": None}
+    assert found["old"] == {"spec": "recorded:old.jsonl", "fingerprint": "0a", "choices": []}
+    assert found["new"] == {"spec": "./candidate", "fingerprint": "0b", "choices": []}
     assert found["metrics"]["nfr"] == measure(MIXED).nfr
     assert found["datasets"][SET]["slices"]["lang=de"]["nfr"] == 2 / 13
     assert found["datasets"][SET]["metrics"]["score_old"] is None

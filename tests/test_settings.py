@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_muscle.errors import MuscleError
-from pytest_muscle.settings import OPTIONS, Settings, Threshold, load_settings, read_table
+from pytest_muscle.models import ModelOptions
+from pytest_muscle.settings import MODEL_OPTIONS, OPTIONS, Settings, Threshold, load_settings, read_table
 
 MODELS = {"old": "recorded:old.jsonl", "new": "recorded:new.jsonl"}
 BASE = '[tool.pytest-muscle]\nold = "recorded:old.jsonl"\nnew = "recorded:new.jsonl"\n'
@@ -142,6 +143,58 @@ def test_models_by_name_with_their_options(project):
     assert (settings.old.name, settings.old.spec) == ("stable", f"{project}/checkpoints/v1")
     assert settings.old.options == {"dtype": "float32", "batch_tokens": 256, "trust_remote_code": True}
     assert settings.new.options == {}
+
+
+def test_a_server_with_its_options(project):
+    text = """
+        [tool.pytest-muscle]
+        old = "served"
+        new = "openai:other"
+        [tool.pytest-muscle.models.served]
+        spec = "openai:org/name"
+        base_url = "http://localhost:8000/v1"
+        api_key_env = "DESK_KEY"
+        concurrency = 32
+        time_budget = 60
+        extra_body = {top_k = 5}
+    """
+    settings = load(project, text)
+    assert (settings.old.spec, settings.new.spec) == ("openai:org/name", "openai:other")
+    assert settings.old.options == {
+        "base_url": "http://localhost:8000/v1",
+        "api_key_env": "DESK_KEY",
+        "concurrency": 32,
+        "time_budget": 60,
+        "extra_body": {"top_k": 5},
+    }
+    assert {field.name for field in dataclasses.fields(ModelOptions)} == {*MODEL_OPTIONS, "samples", "run_id"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base_url = 8000", "'base_url' in [P] of F must be a text, not 8000"),
+        ("api = 'responses'", "'api' in [P] of F must be one of chat, completions, not 'responses'"),
+        ("choices = 'A'", "'choices' in [P] of F must be one of log-likelihood, letter, not 'A'"),
+        ("concurrency = 0", "'concurrency' in [P] of F must be a whole number of at least 1, not 0"),
+        ("timeout = 0", "'timeout' in [P] of F must be a number of seconds above 0, not 0"),
+        ("time_budget = true", "'time_budget' in [P] of F must be a number of seconds above 0, not True"),
+        ("retries = -1", "'retries' in [P] of F must be a whole number of at least 0, not -1"),
+        ("extra_body = 'top_k'", "'extra_body' in [P] of F must be a table, not 'top_k'"),
+        ("api_key = 'sk-1'", "unknown key 'api_key' in [P] of F; did you mean 'api_key_env'?"),
+    ],
+)
+def test_server_options_that_are_wrong(project, text, message):
+    found = refused(project, f"{BASE}[tool.pytest-muscle.models.a]\nspec = 'openai:x'\n{text}")
+    found = found.replace("ROOT/pyproject.toml", "F").replace("tool.pytest-muscle.models.a", "P")
+    assert found == message
+
+
+def test_server_options_are_for_servers(project):
+    found = refused(project, f"{BASE}[tool.pytest-muscle.models.a]\nspec = './v1'\nbase_url = 'http://x'")
+    assert found.startswith(
+        "'base_url' in [tool.pytest-muscle.models.a] of ROOT/pyproject.toml is for servers"
+    )
 
 
 def test_defaults_of_a_dataset(project):

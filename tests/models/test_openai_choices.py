@@ -10,7 +10,7 @@ from servers import Loopback, Reply, Scorer, chat, completion, one_context
 
 from pytest_muscle import compare
 from pytest_muscle.errors import MuscleError
-from pytest_muscle.evaluation import check_methods, choice_method
+from pytest_muscle.evaluation import check_methods, choice_methods
 from pytest_muscle.golden import GoldenCase
 from pytest_muscle.grading import Grade, grade
 from pytest_muscle.models import ModelOptions, Response, open_model
@@ -249,17 +249,14 @@ def test_methods_of_responses():
         Response(loglikelihoods=(-1.0,)),
         Response("4"),
     )
-    assert choice_method([{("d", "a"): letter, ("d", "b"): plain}]) == "letter"
-    assert choice_method([{("d", "a"): scored}, {("d", "a"): scored}]) == "log-likelihood"
-    assert choice_method([{("d", "a"): plain, ("d", "b"): Response(choice=1)}]) is None
-    with pytest.raises(MuscleError, match="'a' of d by letter, 'b' of d by log-likelihood"):
-        choice_method([{("d", "a"): letter, ("d", "b"): scored}])
-    check_methods("letter", None)
-    check_methods("letter", "letter")
-    with pytest.raises(
-        MuscleError, match="old model's choices were made by letter, the new one's by log-like"
-    ):
-        check_methods("letter", "log-likelihood")
+    a, b, c = ("d", "a"), ("d", "b"), ("d", "c")
+    mixed = choice_methods([{a: letter, b: scored, c: plain}])
+    assert mixed == {a: "letter", b: "log-likelihood"}
+    assert choice_methods([{a: Response(error="no")}, {a: letter}, {b: Response(choice=1)}]) == {a: "letter"}
+    check_methods(mixed, mixed)
+    check_methods(mixed, {c: "letter"})
+    with pytest.raises(MuscleError, match=r"old model's .* by letter, the new one's by log-.*\('a' of d\)"):
+        check_methods(mixed, {a: "log-likelihood"})
 
 
 def test_two_methods_are_not_compared_and_one_is_told(tmp_path, monkeypatch):
@@ -271,12 +268,14 @@ def test_two_methods_are_not_compared_and_one_is_told(tmp_path, monkeypatch):
     with Loopback(lambda path, body: completion("A" if "1?" in body["prompt"] else "none")) as server:
         table = {"spec": "openai:desk", "base_url": server.url, "choices": "letter"}
         options = {"models": {"desk": table}}
-        with pytest.raises(MuscleError, match=r"by log-likelihood, the new one's by letter: a flip could"):
+        with pytest.raises(
+            MuscleError, match=r"by log-likelihood, the new one's by letter .'0' of golden.jsonl.: a"
+        ):
             compare("recorded:scored.jsonl", "desk", "golden.jsonl", **options)
         compared = compare("desk", "desk", "golden.jsonl", json="r.json", record="recorded", **options)
     assert compared.metrics.accuracy_new == pytest.approx(1 / 3)
     told = json.loads(Path("r.json").read_text())
-    assert told["old"]["choices"] == told["new"]["choices"] == "letter"
+    assert told["old"]["choices"] == told["new"]["choices"] == ["letter"]
     assert [case["new"].get("choice") for case in told["cases"]] == [None, 0, None]
     again = compare("recorded:recorded/old.jsonl", "recorded:recorded/new.jsonl", "golden.jsonl")
     assert [result.new for result in again.results] == [result.new for result in compared.results]
