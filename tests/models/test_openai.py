@@ -429,7 +429,7 @@ def test_a_key_comes_from_the_environment_and_goes_where_it_belongs(monkeypatch)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "the environment variable OPENAI_API_KEY is not set, and no base_url says"),
+        ({}, "the environment variable OPENAI_API_KEY is not set; for another server than OpenAI's set"),
         ({"api_key_env": "DESK_KEY"}, r"the environment variable DESK_KEY \(its api_key_env\) is not set"),
         ({"api_key_env": KEY}, "its api_key_env must name an environment variable in capitals"),
         ({"base_url": f"http://me:{KEY}@desk/v1"}, "its base_url holds a password or a query"),
