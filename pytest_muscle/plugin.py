@@ -148,7 +148,7 @@ class MusclePlugin:
             self.shown = self.session.comparison
         except MuscleError as error:
             session.shouldfail = "pytest-muscle: the models could not be compared"
-            pytest.fail(str(error), pytrace=False)
+            raise pytest.fail.Exception(str(error), pytrace=False) from None
         return self.shown
 
     def adapter(self, session: pytest.Session) -> TrainedAdapter | None:
@@ -158,7 +158,7 @@ class MusclePlugin:
             try:
                 comparison = self.session.mended
             except MuscleError as error:
-                pytest.fail(str(error), pytrace=False)
+                raise pytest.fail.Exception(str(error), pytrace=False) from None
         return comparison.adapter
 
     def _progress(self, title: str, total: int) -> Any:

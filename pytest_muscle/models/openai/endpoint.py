@@ -41,8 +41,8 @@ class Endpoint:
         self.key = _key(spec, options, environment)
         if self.is_own and not self.key:
             raise MuscleError(
-                f"model '{spec}': the environment variable OPENAI_API_KEY is not set; for another server than "
-                "OpenAI's set OPENAI_BASE_URL, or base_url in the model's table"
+                f"model '{spec}': the environment variable OPENAI_API_KEY is not set; for another server "
+                "than OpenAI's set OPENAI_BASE_URL, or base_url in the model's table"
             )
 
     def __repr__(self) -> str:
