@@ -122,6 +122,7 @@ class Model(Protocol):
 _KINDS = {
     "recorded": "pytest_muscle.models.recorded:RecordedModel",
     "lm-eval": "pytest_muscle.models.lm_eval:LmEvalModel",
+    "inspect": "pytest_muscle.models.inspect_log:InspectModel",
     "promptfoo": "pytest_muscle.models.promptfoo:PromptfooModel",
     "python": "pytest_muscle.models.python:PythonModel",
     "openai": "pytest_muscle.models.openai:OpenAIModel",
@@ -129,6 +130,7 @@ _KINDS = {
 _LOCAL = "pytest_muscle.models.local:LocalModel"
 LOGS = {
     "lm-eval": "pytest_muscle.models.lm_eval",
+    "inspect": "pytest_muscle.models.inspect_log",
     "promptfoo": "pytest_muscle.models.promptfoo",
 }
 """Kinds of models whose files also hold what was asked and what is right: golden datasets."""
