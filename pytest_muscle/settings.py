@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os.path import relpath
@@ -184,9 +185,13 @@ def _seconds(value: Any) -> float:
 
 
 def _table(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("must be a table")
-    return value
+    try:
+        if isinstance(value, dict):
+            json.dumps(value, allow_nan=False)
+            return value
+    except (TypeError, ValueError):
+        pass
+    raise ValueError("must be a table of what JSON knows")
 
 
 def _flag(value: Any) -> bool:

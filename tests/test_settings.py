@@ -180,7 +180,11 @@ def test_a_server_with_its_options(project):
         ("timeout = 0", "'timeout' in [P] of F must be a number of seconds above 0, not 0"),
         ("time_budget = true", "'time_budget' in [P] of F must be a number of seconds above 0, not True"),
         ("retries = -1", "'retries' in [P] of F must be a whole number of at least 0, not -1"),
-        ("extra_body = 'top_k'", "'extra_body' in [P] of F must be a table, not 'top_k'"),
+        ("extra_body = 'k'", "'extra_body' in [P] of F must be a table of what JSON knows, not 'k'"),
+        (
+            "extra_body = {top_k = nan}",
+            "'extra_body' in [P] of F must be a table of what JSON knows, not {'top_k': nan}",
+        ),
         ("api_key = 'sk-1'", "unknown key 'api_key' in [P] of F; did you mean 'api_key_env'?"),
     ],
 )

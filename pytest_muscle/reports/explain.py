@@ -84,7 +84,10 @@ def _said(response: Response | None, worth: str) -> str:
 
 def _choices(result: CaseResult) -> list[str]:
     case = result.case
-    lines = _field("choices", f"{'old':>10} {'new':>10}   (log-likelihoods; the choice is marked)")
+    responses = (result.old, result.new)
+    by_letter = any(response and response.choice_method == "letter" for response in responses)
+    how = "asked for by letter" if by_letter else "log-likelihoods"
+    lines = _field("choices", f"{'old':>10} {'new':>10}   ({how}; the choice is marked)")
     for i, choice in enumerate(case.choices):
         values = (
             _value(response, i, grade.answer)
@@ -92,6 +95,9 @@ def _choices(result: CaseResult) -> list[str]:
         )
         right = " (right)" if i in case.answer else ""
         lines += _field("", f"{' '.join(values)}   [{i}] {one_line(choice, 100)}{right}")
+    if by_letter:
+        for side, response in zip(("old", "new"), responses, strict=True):
+            lines += _field(side, f"'{one_line(response.text or '', 200)}'" if response else "no response")
     return lines
 
 

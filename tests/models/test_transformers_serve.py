@@ -119,6 +119,33 @@ def test_a_served_model_writes_what_a_local_one_does(serve, golden, tmp_path, mo
         assert flips(compare(*sides, paths, datasets=datasets, limit=limit)) == flips(local)
 
 
+@pytest.mark.slow
+def test_workers_divide_what_a_server_is_asked(serve, golden, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    local = quickstart(golden, TEXTS, None)
+    models = "".join(
+        f"[tool.pytest-muscle.models.{name}]\nspec = 'openai:{MODELS / name}'\nconcurrency = 1\n"
+        for name in ("v1", "v2")
+    )
+    (tmp_path / "pyproject.toml").write_text(
+        f"[tool.pytest-muscle]\nold = 'v1'\nnew = 'v2'\n{models}"
+        f"[tool.pytest-muscle.datasets.'{os.path.relpath(golden / 'orders.jsonl')}']\nextract = '{EXTRACT}'\n"
+    )
+    sets = [f"--muscle-golden={golden / name}" for name in TEXTS]
+    command = [sys.executable, "-m", "pytest", "-q", "-n2", "--muscle-json=out.json", *sets]
+    # The server's address comes from the environment here.
+    environment = {**os.environ, "OPENAI_BASE_URL": serve}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert run.returncode == 1, run.stdout
+    told = json.loads((tmp_path / "out.json").read_text())["cases"]
+    divided = {
+        (case["dataset"], case["id"]): (case["flip"], case["old"]["answer"], case["new"]["answer"])
+        for case in told
+    }
+    assert divided == flips(local)
+    assert list(divided) == list(flips(local))
+
+
 @pytest.mark.parametrize("limit", [4, pytest.param(None, marks=pytest.mark.slow)])
 def test_choices_scored_by_a_server_are_those_scored_here(golden, tmp_path, monkeypatch, limit):
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -47,6 +47,19 @@ def told(judged: CaseResult) -> list[str]:
     return explain(judged, decided(judged)).splitlines()
 
 
+def test_a_choice_that_was_asked_for_by_letter():
+    letters = (Response(text=said, choice=i, method="letter") for said, i in (("C", 2), ("**A**\nfor", 0)))
+    assert told(choice(*letters))[3:] == [
+        "truth     [1] yes or [2] of course",
+        "choices          old        new   (asked for by letter; the choice is marked)",
+        "                              *   [0] no",
+        "                                  [1] yes (right)",
+        "                   *              [2] of course (right)",
+        "old       'C'",
+        "new       '**A** for'",
+    ]
+
+
 def test_an_exact_match():
     assert told(exact("It is 4 I think", "It is 5 I think")) == [
         "negative flip: '4' -> '5' (truth '4')",

@@ -78,7 +78,7 @@ class OpenAIModel:
             options.choices,
             options.extra_body,
         ]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def request_digest(self, case: GoldenCase) -> str:
         """Return the digest of the request; each draw is asked anew, for servers do not repeat themselves."""

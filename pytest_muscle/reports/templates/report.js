@@ -162,11 +162,13 @@
       : null;
     return [
       make("table", { class: "choices" },
-        make("caption", {}, "Log-likelihood of each choice; the bar is its share among the choices, the chosen one is bold"),
+        make("caption", {}, each.old.loglikelihoods.length || each.new.loglikelihoods.length
+          ? "Log-likelihood of each choice; the bar is its share among the choices, the chosen one is bold"
+          : "The choice of each model"),
         make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows)),
       margins,
-      ...[["Old", each.old], ["New", each.new]].filter(([, side]) => side.error)
-        .map(([title, side]) => make("p", {}, `${title}: `, make("bdi", {}, worth(side)))),
+      ...[["Old", each.old], ["New", each.new]].filter(([, side]) => side.error || side.text)
+        .map(([title, side]) => make("p", {}, `${title}: `, make("bdi", {}, side.error ? worth(side) : side.text))),
     ].filter(Boolean);
   };
 
