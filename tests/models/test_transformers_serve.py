@@ -103,20 +103,22 @@ def texts(compared: Comparison) -> list[tuple[str | None, str | None]]:
     return [(result.old.text, result.new.text) for result in compared.results if result.old and result.new]
 
 
-@pytest.mark.parametrize("limit", [4, pytest.param(None, marks=pytest.mark.slow)])
-def test_a_served_model_writes_what_a_local_one_does(serve, golden, tmp_path, monkeypatch, limit):
+@pytest.mark.parametrize(
+    "limits", [{"limit": 4}, pytest.param({}, marks=pytest.mark.slow)], ids=["few", "all"]
+)
+def test_a_served_model_writes_what_a_local_one_does(serve, golden, tmp_path, monkeypatch, limits):
     monkeypatch.chdir(tmp_path)
-    local = quickstart(golden, TEXTS, None, limit=limit, record="local")
-    served = quickstart(golden, TEXTS, lambda name: serve, limit=limit, record="served")
+    local = quickstart(golden, TEXTS, None, **limits, record="local")
+    served = quickstart(golden, TEXTS, lambda name: serve, **limits, record="served")
     assert texts(served) == texts(local)
     assert flips(served) == flips(local)
-    assert len(flips(served)) == 3 * (limit or 160)
-    assert limit or len({flip for flip, *_ in flips(local).values()}) > 5
+    assert len(flips(served)) == 3 * limits.get("limit", 160)
+    assert limits or len({flip for flip, *_ in flips(local).values()}) > 5
     datasets = {os.path.relpath(golden / "orders.jsonl"): {"extract": EXTRACT}}
     paths = [str(golden / name) for name in TEXTS]
     for folder in ("local", "served"):
         sides = (f"recorded:{folder}/{side}.jsonl" for side in ("old", "new"))
-        assert flips(compare(*sides, paths, datasets=datasets, limit=limit)) == flips(local)
+        assert flips(compare(*sides, paths, datasets=datasets, **limits)) == flips(local)
 
 
 @pytest.mark.slow
@@ -146,8 +148,10 @@ def test_workers_divide_what_a_server_is_asked(serve, golden, tmp_path, monkeypa
     assert list(divided) == list(flips(local))
 
 
-@pytest.mark.parametrize("limit", [4, pytest.param(None, marks=pytest.mark.slow)])
-def test_choices_scored_by_a_server_are_those_scored_here(golden, tmp_path, monkeypatch, limit):
+@pytest.mark.parametrize(
+    "limits", [{"limit": 4}, pytest.param({}, marks=pytest.mark.slow)], ids=["few", "all"]
+)
+def test_choices_scored_by_a_server_are_those_scored_here(golden, tmp_path, monkeypatch, limits):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     monkeypatch.chdir(tmp_path)
@@ -160,11 +164,9 @@ def test_choices_scored_by_a_server_are_those_scored_here(golden, tmp_path, monk
         )
         for name, kind in (("v1", "prompt_logprobs"), ("v2", "echo"))
     ]
-    local = quickstart(golden, ("intent.jsonl",), None, limit=limit)
+    local = quickstart(golden, ("intent.jsonl",), None, **limits)
     with Loopback(scorers[0]) as old, Loopback(scorers[1]) as new:
-        served = quickstart(
-            golden, ("intent.jsonl",), {"v1": old.url, "v2": new.url}.__getitem__, limit=limit
-        )
+        served = quickstart(golden, ("intent.jsonl",), {"v1": old.url, "v2": new.url}.__getitem__, **limits)
     assert flips(served) == flips(local)
     assert served.old.choices == served.new.choices == local.old.choices == ("log-likelihood",)
 
