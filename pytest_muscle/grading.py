@@ -150,9 +150,14 @@ def _grade_exact(case: GoldenCase, text: str) -> Grade:
     except TimeoutError:
         return _unjudged(f"expression {case.extract!r} took over {EXTRACTION_SECONDS:g} s on the response")
     answer = normalise(case, extracted)
-    right = {normalise(case, str(accepted)) for accepted in case.answer}
+    right = {normalise(case, _final(case, str(accepted))) for accepted in case.answer}
     correct = answer is not None and answer in right
     return Grade(correct, answer, float(correct))
+
+
+def _final(case: GoldenCase, accepted: str) -> str:
+    """What is accepted, of an answer that may be written out with the reasoning before it."""
+    return (extract(case.extract, accepted) or accepted) if case.extract else accepted
 
 
 def extract(expression: str, text: str) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """One model's graded answers to the validation records, in their order."""
+    """One model's graded answers to records, in their order."""
 
     responses: tuple[Response, ...]
     grades: tuple[Grade, ...]
@@ -43,6 +43,11 @@ class Answers:
         """The share of records that the old model answers better."""
         rows = zip(cases, old.responses, self.responses, old.grades, self.grades, strict=True)
         return sum(judge(*row).flip is Flip.NEGATIVE for row in rows) / len(cases)
+
+    def last(self, count: int) -> Answers:
+        """Those to the last ``count`` records."""
+        first = len(self.grades) - count
+        return Answers(self.responses[first:], self.grades[first:])
 
     def to_json(self) -> list[Any]:
         """The responses, as ``restore`` takes them."""

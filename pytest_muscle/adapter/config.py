@@ -10,8 +10,15 @@ from typing import Any, Literal, get_args
 from pytest_muscle.errors import MuscleError, did_you_mean
 
 Mask = Literal[
-    "student_wrong", "old_correct", "old_only", "token_likelihood", "sequence_likelihood", "truth_weighted"
+    "student_wrong",
+    "old_correct",
+    "old_only",
+    "token_likelihood",
+    "sequence_likelihood",
+    "truth_weighted",
+    "new_only",
 ]
+Guard = Literal["none", "right", "groups"]
 Tokens = Literal["all", "answer"]
 Texts = Literal["answer", "choices"]
 Overlong = Literal["truncate", "drop"]
@@ -43,32 +50,39 @@ class Recipe:
 
     ``mask`` says how far a token is learned from the old model, the rest of it being learned from the
     new one; ``temperature`` softens teachers and student alike; ``cross_entropy_weight`` is 1 - lambda
-    of equation 5: at 0 only the teachers count, at 1 only the text itself.
+    of equation 5: at 0 only the teachers count, at 1 only the text itself. ``guard`` says which records
+    the old model may teach at all: every one (``none``), those that it answers right (``right``), or those of
+    groups (tags, or the records' ``group``) in which it is not clearly the worse model (``groups``).
+    Elsewhere the new model teaches.
     """
 
     mask: Mask = "old_only"
     temperature: float = 1.0
     cross_entropy_weight: float = 0.0
+    guard: Guard = "none"
 
     def __post_init__(self) -> None:
         _one_of("mask", self.mask, get_args(Mask))
+        _one_of("guard", self.guard, get_args(Guard))
         _within("temperature", self.temperature, 0.01, 100.0)
         _within("cross_entropy_weight", self.cross_entropy_weight, 0.0, 1.0)
 
     @property
     def uses_old(self) -> bool:
         """Whether anything is learned from the old model."""
-        return self.cross_entropy_weight < 1
+        return self.cross_entropy_weight < 1 and self.mask != "new_only"
 
     @property
     def uses_new(self) -> bool:
         """Whether anything is learned from the new model."""
-        return self.uses_old and self.mask != "old_only"
+        return self.cross_entropy_weight < 1 and (self.mask != "old_only" or self.guard != "none")
 
     def __str__(self) -> str:
         if self.cross_entropy_weight == 1:
             return "cross-entropy"
         name = f"{self.mask}, T={self.temperature:g}"
+        if self.guard != "none":
+            name += f", guard {self.guard}"
         if self.cross_entropy_weight:
             name += f", cross-entropy {self.cross_entropy_weight:g}"
         return name
@@ -186,16 +200,18 @@ class CompatibilityConfig(TrainingConfig):
     def from_table(cls, table: Mapping[str, Any]) -> CompatibilityConfig:
         """The settings of ``[tool.pytest-muscle.training]``.
 
-        Its keys are ``preset`` (``default``), ``mask``, ``temperature`` and ``cross_entropy_weight`` of the
-        recipe, ``recipe = "auto"``, and the other settings by name. Raises ``MuscleError`` naming the key.
+        Its keys are ``preset`` (``default``), ``mask``, ``temperature``, ``cross_entropy_weight`` and
+        ``guard`` of the recipe, ``recipe = "auto"``, and the other settings by name. Raises ``MuscleError``
+        naming the key.
         """
         recipe_keys = [field.name for field in fields(Recipe)]
-        known = ["preset", *recipe_keys, *(field.name for field in fields(cls) if field.name != "candidates")]
+        settings = [field.name for field in fields(cls) if field.name != "candidates"]
+        known = ["preset", *recipe_keys, *settings]
         for key in table:
             if key not in known:
                 raise MuscleError(f"unknown key '{key}'{did_you_mean(key, known)}")
         name = table.get("preset", "default")
-        changes = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items() if k in known[4:]}
+        changes = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items() if k in settings}
         if recipe := {key: table[key] for key in recipe_keys if key in table}:
             if "recipe" in table:
                 raise MuscleError(f"'{next(iter(recipe))}' does not go with 'recipe'")

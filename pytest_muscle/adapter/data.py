@@ -147,8 +147,8 @@ def _texts(case: GoldenCase, encoder: Encoder, all_choices: bool) -> Iterator[tu
 class Collator:
     """Examples -> padded tensors.
 
-    ``labels`` are the tokens that count (-100 elsewhere), not shifted; ``example`` the examples' indices
-    and ``truthful`` whether their text may enter the cross-entropy.
+    ``labels`` are the tokens that count (-100 elsewhere), not shifted; ``example`` the examples' indices,
+    ``case`` their records' numbers and ``truthful`` whether their text may enter the cross-entropy.
     """
 
     pad: int
@@ -172,6 +172,7 @@ class Collator:
             "attention_mask": attention,
             "labels": labels,
             "example": torch.tensor([example.index for example in examples]),
+            "case": torch.tensor([example.case for example in examples]),
             "truthful": torch.tensor([example.truthful for example in examples]),
         }
 

@@ -112,13 +112,15 @@ def token_loss(
     *,
     sequence: Tensor | None = None,
     truthful: Tensor | None = None,
+    trusted: Tensor | None = None,
 ) -> TokenLoss:
     """The loss summed over n tokens.
 
     ``targets`` [n] are the tokens that follow, ``sequence`` [n] the text each belongs to, ``truthful``
-    [n] marks those of right texts (default: all): the cross-entropy learns only these.
+    [n] marks those of right texts (default: all): the cross-entropy learns only these. ``trusted`` [n]
+    marks where the old teacher may teach (default: everywhere); elsewhere the new one does.
     """
-    problem = _Problem(student, old, new, targets, recipe, sequence, truthful)
+    problem = _Problem(student, old, new, targets, recipe, sequence, truthful, trusted)
     total, from_old = _FusedLoss.apply(student.states, problem)  # type: ignore[no-untyped-call]
     return TokenLoss(total, from_old)
 
@@ -132,6 +134,7 @@ class _Problem:
     recipe: Recipe
     sequence: Tensor | None
     truthful: Tensor | None
+    trusted: Tensor | None
 
     def chunks(self) -> Iterator[slice]:
         elements = _CHUNK_ELEMENTS.get(self.targets.device.type, _CHUNK_ELEMENTS_ELSEWHERE)
@@ -141,7 +144,7 @@ class _Problem:
 
     def text_weights(self) -> Tensor | None:
         """The old teacher's weights [n] where a whole text decides, which takes a pass of its own."""
-        if self.recipe.mask != "sequence_likelihood" or self.recipe.cross_entropy_weight == 1:
+        if self.recipe.mask != "sequence_likelihood" or not self.recipe.uses_old:
             return None
         assert self.old is not None
         assert self.sequence is not None
@@ -192,6 +195,8 @@ class _Problem:
         ).to(logits.dtype)
         if self.old and self.new and not isinstance(self.old, TokenLogits):
             weight = weight * self.old.covered[rows]
+        if self.trusted is not None:
+            weight = weight * self.trusted[rows]
         log_student = functional.log_softmax(logits / temperature, -1)
         slope = log_student.exp()
         loss = torch.zeros_like(weight)

@@ -35,9 +35,10 @@ def old_weight(
     ``token_likelihood`` and ``sequence_likelihood`` (the summed log-likelihoods of the text's tokens are
     compared) are those of its ablation. ``truth_weighted`` is a soft mask, p_old(y) / (p_old(y) +
     p_new(y)): each teacher counts as far as it believes in the text, in a wrong one as far as it does not.
+    ``new_only`` is a control: the old model has no say.
     """
-    if mask == "old_only":
-        return torch.ones(len(targets), device=targets.device)
+    if mask in ("old_only", "new_only"):
+        return torch.full((len(targets),), float(mask == "old_only"), device=targets.device)
     if mask == "student_wrong":
         return (_given(student).argmax(-1) != targets).float()
     if mask == "old_correct":

@@ -25,6 +25,7 @@ from pytest_muscle.adapter.report import (
 )
 from pytest_muscle.adapter.selection import Validation, select_epoch, select_recipe
 from pytest_muscle.adapter.sides import Side, read_alike, vocabulary_size
+from pytest_muscle.adapter.standing import Standing, standing, too_weak
 from pytest_muscle.adapter.student import Student, build_student
 from pytest_muscle.adapter.teachers import LiveTeacher, StartingTeacher, StateCache, Teacher
 from pytest_muscle.adapter.trainer import (
@@ -96,6 +97,10 @@ class Training:
         self.aligned = self._align()
         self.coverage: Coverage | None = None
         self.old: Answers | None = None
+        # A guard needs answers to the training records, too.
+        guarded = any(recipe.guard != "none" for recipe in self._recipes())
+        self.asked = [*self.train_cases, *self.cases] if guarded else self.cases
+        self.standing: Standing | None = None
         self.new: Validation | None = None
         self.epochs: list[Validation] = []
 
@@ -165,22 +170,20 @@ class Training:
         tokenizer: Any = self.sides[side].encoder.tokenizer
         return Collator(int(tokenizer.pad_token_id), self.config.tokens == "answer")
 
-    def _answers(self, side: str, model: Any) -> Answers:
-        """A model's graded answers to the validation records; the processes share the work."""
+    def _answers(self, side: str, model: Any, cases: Sequence[GoldenCase]) -> Answers:
+        """A model's graded answers to records; the processes share the work."""
         encoder, tokens = self.sides[side].encoder, self.options.batch_tokens
-        responses = self.processes.share_out(
-            self.cases, lambda mine: ask_loaded(model, encoder, mine, tokens)
-        )
-        return Answers(tuple(responses), tuple(grade(self.cases, responses, self.similarity)))
+        responses = self.processes.share_out(cases, lambda mine: ask_loaded(model, encoder, mine, tokens))
+        return Answers(tuple(responses), tuple(grade(cases, responses, self.similarity)))
 
     def _judged(self, answers: Answers, epoch: int = 0, loss: float | None = None) -> Validation:
-        nfr = answers.negative_flips(self.old, self.cases) if self.old else None
+        nfr = answers.negative_flips(self.old.last(len(self.cases)), self.cases) if self.old else None
         return Validation(answers.accuracy, answers.standard_error(), nfr, loss, epoch)
 
     def _validate(self, student: Student, trainer: AdapterTrainer, epoch: int) -> Validation:
         if not self.cases:
             return Validation(epoch=epoch)
-        answers = self._answers("student", student.model.get_base_model())
+        answers = self._answers("student", student.model.get_base_model(), self.cases)
         loss = trainer.mean_loss(self._texts(validation=True))
         validation = self._judged(answers, epoch, loss)
         self._emit(Validated(str(trainer.lesson.recipe), validation))
@@ -207,9 +210,9 @@ class Training:
             return None
         cache = StateCache(self.folder.path / "old_states")
         needed = self._needs_old()
-        saved = self.folder.read("old_answers.json") if self.cases else []
+        saved = self.folder.read("old_answers.json") if self.asked else []
         if saved is not None:
-            self.old = restore(saved, self.cases, self.similarity) if self.cases else None
+            self.old = restore(saved, self.asked, self.similarity) if self.asked else None
             if not needed:
                 return None
             if self._cached() and cache.complete:
@@ -218,10 +221,9 @@ class Training:
         model = self.sides["old"].load(self.processes.device)
         if self.aligned:
             _require_known(self.aligned.old, vocabulary_size(model))
-        if self.cases and saved is None:
-            self.old = self._answers(
-                "old", model if not hasattr(model, "get_base_model") else model.get_base_model()
-            )
+        if self.asked and saved is None:
+            plain = model if not hasattr(model, "get_base_model") else model.get_base_model()
+            self.old = self._answers("old", plain, self.asked)
             self._remember("old_answers.json", self.old.to_json())
         if not needed:
             return None
@@ -234,18 +236,29 @@ class Training:
         return _Source(LiveTeacher(model, output), vocabulary_size(model))
 
     def _validate_new(self, student: Student) -> Validation | None:
-        if not self.cases:
+        if not self.asked:
             return None
         saved = self.folder.read("new_answers.json")
         if saved is None:
             self._emit(Stage("new model: answers"))
-            answers = self._answers("student", student.model.get_base_model())
+            answers = self._answers("student", student.model.get_base_model(), self.asked)
             self._remember("new_answers.json", answers.to_json())
         else:
-            answers = restore(saved, self.cases, self.similarity)
-        validation = self._judged(answers)
+            answers = restore(saved, self.asked, self.similarity)
+        if self.old:
+            self._compare_teachers(self.old, answers)
+        if not self.cases:
+            return None
+        validation = self._judged(answers.last(len(self.cases)))
         self._emit(Validated("before training", validation))
         return validation
+
+    def _compare_teachers(self, old: Answers, new: Answers) -> None:
+        """Say where the old model is too weak, and keep what guards need to know."""
+        if weak := too_weak(self.asked, old.grades, new.grades):
+            self._note(weak)
+        if len(self.asked) > len(self.cases):
+            self.standing = standing(self.asked, old.grades, new.grades, self.processes.device)
 
     def _lesson(self, student: Student, old: _Source | None) -> Lesson:
         vocabulary = vocabulary_size(student.model)
@@ -256,7 +269,7 @@ class Training:
             vocabulary = min(vocabulary, old.vocabulary)
         _require_known(self.examples.texts, vocabulary)
         new: Teacher | None = None
-        if old and any(recipe.uses_new for recipe in self._recipes()):
+        if any(recipe.uses_new for recipe in self._recipes()):
             new = self._new_teacher(student)
         return Lesson(
             self.examples.texts,
@@ -265,6 +278,7 @@ class Training:
             teacher,
             new,
             vocabulary,
+            self.standing,
         )
 
     def _mapped(self, old: _Source, aligned: AlignedTexts, vocabulary: int) -> MappedTeacher:
@@ -386,7 +400,9 @@ class Training:
             "recipe": str(lesson.recipe),
             "rank": student.rank,
             "validation": {
-                "old": asdict(self._judged(self.old)) if self.old else None,
+                "old": asdict(self._judged(self.old.last(len(self.cases))))
+                if self.old and self.cases
+                else None,
                 "new": asdict(self.new) if self.new else None,
             },
             "pilots": [{"recipe": str(recipe), "validation": asdict(v)} for recipe, v in pilots],

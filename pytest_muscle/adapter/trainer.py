@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from pytest_muscle.adapter.config import Recipe, TrainingConfig
     from pytest_muscle.adapter.data import Collator, Example
     from pytest_muscle.adapter.progress import Progress
+    from pytest_muscle.adapter.standing import Standing
     from pytest_muscle.adapter.student import Student
     from pytest_muscle.adapter.teachers import Teacher
     from pytest_muscle.adapter.vocabulary.teacher import MappedTeacher
 
 _COMPLETE = "complete"
 # Tokens that go through the student at once; the activations kept for the backward pass are theirs.
-_PART_TOKENS = {"cpu": 256}
+_PART_TOKENS, _PART_WIDTH = 256, 512
 _PART_TOKENS_ELSEWHERE = 16384
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
@@ -49,6 +50,7 @@ class Lesson:
     old: Teacher | MappedTeacher | None
     new: Teacher | None
     vocabulary: int
+    standing: Standing | None = None
 
 
 class AdapterTrainer(Trainer):
@@ -102,7 +104,10 @@ class AdapterTrainer(Trainer):
         return torch.stack(losses).sum()
 
     def _part_tokens(self) -> int:
-        return _PART_TOKENS.get(self.args.device.type, _PART_TOKENS_ELSEWHERE)
+        if self.args.device.type != "cpu":
+            return _PART_TOKENS_ELSEWHERE
+        width = int(getattr(self.student.model.config, "hidden_size", _PART_WIDTH))
+        return max(_PART_TOKENS, _PART_TOKENS * _PART_WIDTH // width)
 
     def compute_loss(
         self,
@@ -135,8 +140,12 @@ class AdapterTrainer(Trainer):
         new = lesson.new.logits(*asked) if lesson.new and lesson.recipe.uses_new else None
         texts = torch.arange(len(counted), device=counted.device)[:, None].expand_as(counted)[counted]
         targets = batch["labels"][:, 1:][counted]
-        truthful = batch["truthful"][texts]
-        loss = token_loss(student, old, new, targets, lesson.recipe, sequence=texts, truthful=truthful)
+        truthful, trusted = batch["truthful"][texts], None
+        if lesson.standing is not None:
+            trusted = lesson.standing.trusted(lesson.recipe.guard, batch["case"][texts])
+        loss = token_loss(
+            student, old, new, targets, lesson.recipe, sequence=texts, truthful=truthful, trusted=trusted
+        )
         return loss.total, loss.from_old, len(targets)
 
     @torch.no_grad()

@@ -30,6 +30,7 @@ def naive_weight(mask, student, old, new, labels):
                 "student_wrong": float(int(student[b, i].argmax()) != y),
                 "old_correct": float(int(old[b, i].argmax()) == y),
                 "old_only": 1.0,
+                "new_only": 0.0,
                 "token_likelihood": float(p_student < p_old),
                 "truth_weighted": float(p_old / (p_old + p_new)),
                 "sequence_likelihood": None,
@@ -101,6 +102,27 @@ def test_the_masks_differ_on_the_data_above():
         mask: old_weight(mask, *flat, labels[:, 1:][rows], sequence).tolist() for mask in get_args(Mask)
     }
     assert len({tuple(weight) for weight in weights.values()}) == len(weights)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_where_the_old_model_is_not_trusted_the_new_one_teaches(share):
+    (student, old, new), labels = batch(torch.float64, "none")
+    targets = labels[:, 1:].flatten()
+    student, old, new = (logits[:, :-1].flatten(0, 1).clone() for logits in (student, old, new))
+    trusted = torch.arange(len(targets)) % 3 == 0
+
+    def found(old, new, **rules):
+        leaf = student.clone().requires_grad_()
+        sources = [TokenLogits(logits, VOCABULARY) for logits in (leaf, old, new)]
+        loss = token_loss(*sources, targets, Recipe("old_only", 1.0, share), **rules)
+        loss.total.backward()
+        return loss, leaf.grad
+
+    loss, gradient = found(old, new, trusted=trusted)
+    expected, slope = found(torch.where(trusted[:, None], old, new), new)
+    assert loss.total.item() == pytest.approx(expected.total.item())
+    torch.testing.assert_close(gradient, slope)
+    assert loss.from_old.item() == trusted.sum()
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 1000])

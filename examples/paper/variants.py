@@ -1,0 +1,60 @@
+"""What is compared, and in which profile. Rates and recipes were chosen on the development pairs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from experiment import Scale, Variant
+
+from pytest_muscle.adapter import Recipe
+
+WHOLE = {"tokens": "all"}
+DEFAULT = Recipe("truth_weighted", cross_entropy_weight=0.1)
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("new model", None),
+        # Controls: as many steps, without the old model.
+        Variant("cross-entropy", Recipe(cross_entropy_weight=1.0)),
+        Variant("cross-entropy + new", Recipe("new_only", cross_entropy_weight=0.5)),
+        Variant("KL to new alone", Recipe("new_only")),
+        # The paper: equation 1 at T = 2 over prompt and answer; the masks of its ablation at T = 1.
+        Variant("paper", Recipe("student_wrong", 2.0), settings=WHOLE),
+        Variant("paper, T=1", Recipe("student_wrong"), settings=WHOLE),
+        Variant("paper + cross-entropy", Recipe("student_wrong", 1.0, 0.5), settings=WHOLE),
+        Variant("old_only", Recipe("old_only"), settings=WHOLE),
+        Variant("old_correct", Recipe("old_correct"), settings=WHOLE),
+        Variant("token_likelihood", Recipe("token_likelihood"), settings=WHOLE),
+        Variant("sequence_likelihood", Recipe("sequence_likelihood"), settings=WHOLE),
+        # On the answer alone.
+        Variant("default", DEFAULT),
+        Variant("default, 0.2", replace(DEFAULT, cross_entropy_weight=0.2)),
+        Variant("truth_weighted", Recipe("truth_weighted")),
+        Variant("default, T=2", replace(DEFAULT, temperature=2.0)),
+        Variant("default, guard right", replace(DEFAULT, guard="right")),
+        Variant("default, guard groups", replace(DEFAULT, guard="groups")),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Pairs of bases, and the variants of each scenario."""
+
+    pairs: tuple[str, ...]
+    grid: Mapping[str, tuple[str, ...]]
+    scale: Scale
+
+
+PROFILES = {
+    "smoke": Profile(
+        ("smoke",),
+        {
+            "small-gap-choice2": ("new model", "cross-entropy", "default"),
+            "small-gap-chain": ("new model", "default"),
+        },
+        Scale(golden=200, train=200, task_epochs=1, length=0.1),
+    ),
+}
