@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,8 +21,6 @@ from pytest_muscle.adapter import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pytest_muscle.comparison import Comparison
 
 NOISE = 0.1
@@ -56,7 +53,7 @@ class Variant:
 
     name: str
     recipe: Recipe | None
-    rate: float = 2e-3
+    rate: float = 4e-3
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -112,7 +109,7 @@ class Bench:
 
     def cell(self, scenario: Scenario, variant: Variant) -> dict[str, Any]:
         """The figures of one variant; read where they are already there."""
-        file = self.folder / "cells" / scenario.name / f"{variant.name}@{variant.rate:g}.json"
+        file = self.cell_file(scenario, variant)
         if not file.is_file():
             figures = self._measure(scenario, variant)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -120,12 +117,17 @@ class Bench:
             file.with_suffix(".part").rename(file)
         return dict(json.loads(file.read_text(encoding="utf-8")))
 
+    def cell_file(self, scenario: Scenario, variant: Variant) -> Path:
+        """Where a cell's figures are, or will be."""
+        return self.folder / "cells" / scenario.name / f"{variant.name}@{variant.rate:g}.json"
+
     def _measure(self, scenario: Scenario, variant: Variant) -> dict[str, Any]:
         old, new = (self.task_model(base, scenario.task) for base in (scenario.old, scenario.new))
         about = {"scenario": scenario.name, "pair": self.pair, "variant": variant.name, "rate": variant.rate}
         plain = self._compare(old, new, scenario.task)
         if variant.recipe is None:
-            return {**about, **figures(plain, plain)}
+            chooses = plain.results[0].case.choices
+            return {**about, **figures(plain, plain), "averaged": both_averaged(plain) if chooses else None}
         config = CompatibilityConfig(
             recipe=variant.recipe,
             rank=16,
@@ -135,9 +137,12 @@ class Bench:
             save_steps=10**6,
             **{"selection": "validation_loss", "tokens": "answer", **variant.settings},
         )
-        path = self.folder / "adapters" / scenario.name / f"{variant.name}@{variant.rate:g}"
-        shutil.rmtree(path, ignore_errors=True)
-        trained = train_compatibility_adapter(str(old), str(new), self.data(scenario.task)[1], path, config)
+        # A control does not know the old model: it is the same one for all of them.
+        knows, owner = (
+            (old, scenario.name) if variant.recipe.uses_old else (new, f"{scenario.new}-{scenario.task}")
+        )
+        path = self.folder / "adapters" / owner / f"{variant.name}@{variant.rate:g}"
+        trained = train_compatibility_adapter(str(knows), str(new), self.data(scenario.task)[1], path, config)
         mended = self._compare(old, path, scenario.task) if trained.path else plain
         assert trained.new is not None
         validation = {
@@ -203,12 +208,3 @@ def both_averaged(comparison: Comparison) -> dict[str, float]:
         right += chosen in result.case.answer
         flips += bool(result.old_grade.correct) and chosen not in result.case.answer
     return {"score": right / len(comparison.results), "nfr": flips / len(comparison.results)}
-
-
-def summary(cells: Sequence[dict[str, Any]]) -> str:
-    """One line a cell."""
-    return "\n".join(
-        f"{c['scenario']:24} {c['pair']:8} {c['variant']:28} {c['rate']:<7g} score {c['score']:.4f} "
-        f"nfr {c['nfr']:.4f} inherited {c['inherited']:.4f}"
-        for c in cells
-    )

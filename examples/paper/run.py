@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 import warnings
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tables
+import torch
+from experiment import SCENARIOS, Bench
 from variants import PROFILES, VARIANTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from variants import Profile
 
@@ -36,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--work", type=Path, default=HERE / "work")
     parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--pairs", nargs="+", help="only these pairs: several processes may share the work")
     commands = parser.add_subparsers(dest="command", required=True)
     for name in PROFILES:
         commands.add_parser(name)
@@ -45,43 +50,53 @@ def main(arguments: list[str] | None = None) -> None:
     commands.add_parser("tables").add_argument("profile", nargs="?", default="full", choices=PROFILES)
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
     if options.command == "tables":
         print(tables.write(options.results / f"{options.profile}.jsonl"))
     elif options.command == "cell":
-        chosen = options.scenario, options.pair, VARIANTS[options.variant]
-        print(json.dumps(compute(PROFILES["full"], options.work, *chosen), indent=1))
+        owner = bench(PROFILES["full"], options.work / "full", options.pair)
+        cell = owner.cell(SCENARIOS[options.scenario], VARIANTS[options.variant])
+        print(json.dumps(cell, indent=1))
     else:
-        run(options.command, PROFILES[options.command], options.work, options.results)
+        profile = PROFILES[options.command]
+        run(options.command, profile, options.work, options.results, options.pairs or profile.pairs)
 
 
-def run(name: str, profile: Profile, work: Path, results: Path) -> None:
-    """Compute a profile's cells, scenario by scenario, and write those done after each."""
-    done = []
+def run(name: str, profile: Profile, work: Path, results: Path, pairs: Collection[str]) -> None:
+    """Compute a profile's cells, scenario by scenario, and write those that are there after each."""
     for scenario, pair, variant in cells(profile):
-        began = time.process_time()
-        done.append(compute(profile, work / name, scenario, pair, VARIANTS[variant]))
-        seconds = time.process_time() - began
-        print(f"{tables.line(done[-1])}  {seconds:5.1f} s", flush=True)
-        results.mkdir(parents=True, exist_ok=True)
-        lines = "".join(f"{json.dumps(cell)}\n" for cell in done)
-        (results / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        if pair in pairs:
+            began = time.process_time()
+            cell = bench(profile, work / name, pair).cell(SCENARIOS[scenario], VARIANTS[variant])
+            print(f"{tables.line(cell)}  {time.process_time() - began:5.1f} s", flush=True)
+            collect(profile, work / name, results / f"{name}.jsonl")
 
 
 def cells(profile: Profile) -> Iterator[tuple[str, str, str]]:
     """Scenario, pair and variant, in the order in which they are computed."""
-    for scenario, variants in profile.grid.items():
+    for scenario, variants in profile.grid:
         for pair in profile.pairs:
             for variant in variants:
                 yield scenario, pair, variant
 
 
-def compute(profile: Profile, work: Path, scenario: str, pair: str, variant: Any) -> dict[str, Any]:
-    """One cell."""
-    import torch
-    from experiment import SCENARIOS, Bench
+def collect(profile: Profile, work: Path, results: Path) -> None:
+    """Write all cells that are there, one a line, whole or not at all."""
+    files = (
+        bench(profile, work, pair).cell_file(SCENARIOS[scenario], VARIANTS[variant])
+        for scenario, pair, variant in cells(profile)
+    )
+    lines = [f"{file.read_text(encoding='utf-8')}\n" for file in files if file.is_file()]
+    results.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = results.with_name(f"{results.name}.{os.getpid()}")
+    unfinished.write_text("".join(lines), encoding="utf-8")
+    unfinished.replace(results)
 
-    torch.set_num_threads(1)
-    return Bench(pair, work, profile.scale).cell(SCENARIOS[scenario], variant)
+
+@cache
+def bench(profile: Profile, work: Path, pair: str) -> Bench:
+    """A pair's bench, which remembers comparisons."""
+    return Bench(pair, work, profile.scale)
 
 
 if __name__ == "__main__":

@@ -58,8 +58,14 @@ def table(name: str, variants: Mapping[str, Mapping[str, Cell]]) -> str:
         "inherited, % | gap between groups |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    if plain[pairs[0]].get("averaged"):
+        better = [100 * (plain[p]["averaged"]["nfr"] / plain[p]["nfr"] - 1) for p in pairs]
+        gains = [100 * (plain[p]["averaged"]["score"] - plain[p]["score"]) for p in pairs]
+        rows.append(
+            f"| *both models averaged, at twice the cost* | {interval(better)} | {interval(gains)} ||||||"
+        )
     for variant, by_pair in variants.items():
-        if set(by_pair) < set(pairs):
+        if variant == "new model" or set(by_pair) < set(pairs):
             continue
         flips = [100 * (by_pair[p]["nfr"] / plain[p]["nfr"] - 1) for p in pairs]
         scores = [100 * (by_pair[p]["score"] - plain[p]["score"]) for p in pairs]
