@@ -40,7 +40,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--work", type=Path, default=HERE / "work")
     parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--pairs", nargs="+", help="only these pairs: several processes may share the work")
+    parser.add_argument(
+        "--pair",
+        action="append",
+        help="only this pair (may be repeated): several processes may share the work",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name in PROFILES:
         commands.add_parser(name)
@@ -59,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(cell, indent=1))
     else:
         profile = PROFILES[options.command]
-        run(options.command, profile, options.work, options.results, options.pairs or profile.pairs)
+        run(options.command, profile, options.work, options.results, options.pair or profile.pairs)
 
 
 def run(name: str, profile: Profile, work: Path, results: Path, pairs: Collection[str]) -> None:
