@@ -189,6 +189,14 @@ def test_any_accepted_answer_is_right():
     assert answered("5", "4") == Grade(False, "5", 0.0)
 
 
+def test_an_accepted_text_may_hold_the_reasoning_before_the_answer():
+    told = "it is heavy, so A: lever"
+    assert answered("A: lever", told, extract=r"A: (\w+)").correct
+    assert not answered("A: heavy", told, extract=r"A: (\w+)").correct
+    # An accepted text in which nothing matches is the answer itself.
+    assert answered("A: lever", "lever", extract=r"A: (\w+)").correct
+
+
 def test_the_last_match_counts():
     text = "First A: 3\nthen A: $1,004.00\n"
     assert answered(text, "1004", extract="A: (.*)") == Grade(True, "1004", 1.0)

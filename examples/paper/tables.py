@@ -59,7 +59,7 @@ def table(name: str, variants: Mapping[str, Mapping[str, Cell]]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     if plain[pairs[0]].get("averaged"):
-        better = [100 * (plain[p]["averaged"]["nfr"] / plain[p]["nfr"] - 1) for p in pairs]
+        better = [relative(plain[p]["averaged"]["nfr"], plain[p]["nfr"]) for p in pairs]
         gains = [100 * (plain[p]["averaged"]["score"] - plain[p]["score"]) for p in pairs]
         rows.append(
             f"| *both models averaged, at twice the cost* | {interval(better)} | {interval(gains)} ||||||"
@@ -67,7 +67,7 @@ def table(name: str, variants: Mapping[str, Mapping[str, Cell]]) -> str:
     for variant, by_pair in variants.items():
         if variant == "new model" or set(by_pair) < set(pairs):
             continue
-        flips = [100 * (by_pair[p]["nfr"] / plain[p]["nfr"] - 1) for p in pairs]
+        flips = [relative(by_pair[p]["nfr"], plain[p]["nfr"]) for p in pairs]
         scores = [100 * (by_pair[p]["score"] - plain[p]["score"]) for p in pairs]
         tests = [
             test([by_pair[p]["nfr"] - variants[other][p]["nfr"] for p in pairs])
@@ -82,6 +82,11 @@ def table(name: str, variants: Mapping[str, Mapping[str, Cell]]) -> str:
             f"{sum(gap) / len(gap):+.1f} |"
         )
     return "\n".join(rows)
+
+
+def relative(rate: float, start: float) -> float:
+    """The change from ``start`` to ``rate`` in percent of ``start``."""
+    return 100 * (rate / start - 1) if start else math.nan
 
 
 def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
@@ -170,7 +175,7 @@ def plot(scenarios: Mapping[str, Mapping[str, Mapping[str, Cell]]], best: str = 
                 continue
             plain = variants["new model"]
             mean, half = mean_and_half_width(
-                [100 * (variants[name][p]["nfr"] / plain[p]["nfr"] - 1) for p in pairs]
+                [relative(variants[name][p]["nfr"], plain[p]["nfr"]) for p in pairs]
             )
             y = middle + 11 * (number - 1)
             if not math.isnan(half):

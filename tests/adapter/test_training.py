@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from small import load, quick, records
 
+from pytest_muscle import compare
 from pytest_muscle.adapter import (
     CompatibilityConfig,
     Recipe,
@@ -18,11 +19,13 @@ from pytest_muscle.adapter import (
     train_compatibility_adapter,
     train_task_adapter,
 )
-from pytest_muscle.adapter.data import read_cases
+from pytest_muscle.adapter.data import encode_cases, read_cases, split_cases
 from pytest_muscle.adapter.progress import Note, Stage, Step, Validated
 from pytest_muscle.adapter.selection import Validation, select_epoch, select_recipe
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.golden import GoldenCase
+from pytest_muscle.models.checkpoint import load_tokenizer, resolve_checkpoint
+from pytest_muscle.models.local.encoding import Encoder
 from pytest_muscle.models.quiet import quiet
 
 RECORDS = records(24)
@@ -258,6 +261,54 @@ def test_the_recipe_is_chosen_by_short_runs(tiny_model, tiny_model_b, tmp_path):
     # Nothing of the pilots is left in what is trained to the end.
     alone = quick(recipe=candidates[best])
     assert_same(weights(result.path), weights(train(tiny_model, tiny_model_b, tmp_path / "one", alone).path))
+
+
+def test_a_guard_lets_the_old_model_teach_only_what_it_answers_right(tiny_model, tiny_model_b, tmp_path):
+    shares = {}
+    for guard in ("none", "right", "groups"):
+        config = quick(recipe=Recipe("old_only", guard=guard), epochs=1, batch_size=18, tokens="answer")
+        result = train(tiny_model, tiny_model_b, tmp_path / guard, config)
+        (shares[guard],) = (step["from_old"] for step in result.report["steps"])
+    answers = compare(
+        str(tiny_model), str(tiny_model), records_file(tmp_path), cache_dir=str(tmp_path / "kept")
+    )
+    right = {result.case.id for result in answers.results if result.new_grade.correct}
+    trained, _ = split_cases(read_cases(RECORDS), quick().validation_share, quick().seed)
+    encoder = Encoder(load_tokenizer(resolve_checkpoint(str(tiny_model))), 10**6, None)
+    texts = encode_cases(trained, encoder, quick(tokens="answer"), 10**6).texts
+    tokens = [len(text.counted(True)) for text in texts]
+    taught = sum(n for n, text in zip(tokens, texts, strict=True) if trained[text.case].id in right)
+    assert shares["none"] == 1
+    assert 0 < shares["right"] < 1
+    assert shares["right"] == pytest.approx(taught / sum(tokens))
+    # Records without tags have no groups: nothing is held against the old model.
+    assert shares["groups"] == 1
+
+
+def records_file(folder):
+    path = folder / "records.jsonl"
+    path.write_text("\n".join(map(json.dumps, RECORDS)))
+    return str(path)
+
+
+def test_an_old_model_too_weak_is_noted(tiny_model, tiny_model_b, tmp_path, monkeypatch):
+    asked = []
+
+    def weak(cases, old, new):
+        asked.append((len(cases), len(old), len(new)))
+        return "too weak"
+
+    monkeypatch.setattr("pytest_muscle.adapter.stages.too_weak", weak)
+    result = train(tiny_model, tiny_model_b, tmp_path / "adapter", quick(epochs=1))
+    assert "too weak" in result.notes
+    assert asked == [(6, 6, 6)]
+
+
+def test_the_control_without_the_old_model_needs_none_of_it(tiny_model, tiny_model_b, tmp_path):
+    recipe = Recipe("new_only", cross_entropy_weight=0.5)
+    result = train(tiny_model, tiny_model_b, tmp_path / "adapter", quick(recipe=recipe))
+    assert all(step["from_old"] == 0 for step in result.report["steps"])
+    assert result.report["steps"][-1]["loss"] < result.report["steps"][0]["loss"]
 
 
 def test_without_validation_the_last_epoch_is_kept(tiny_model, tiny_model_b, tmp_path):
