@@ -2,38 +2,111 @@
 
 from __future__ import annotations
 
+import json
+import os
 import platform
 import statistics
 import time
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
+from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
-    from torch import nn
+T = TypeVar("T")
+
+HERE = "pytest-muscle"
 
 
-def interleaved(rounds: int, contestants: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """CPU seconds of each contestant in each round, all of a round one after the other."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Seconds that one contestant took in one round, of its processor and of the clock."""
+
+    cpu: float
+    wall: float
+
+
+Round = dict[str, Run]
+
+
+@dataclass(slots=True)
+class Contestant(Generic[T]):
+    """One side of a benchmark; keeps its last answer, and how many tokens went through its model for it."""
+
+    run: Callable[[], T]
+    model: nn.Module
+    answer: T | None = None
+    tokens: int = 0
+
+    def timed(self) -> Run:
+        """Run once; return how long it took."""
+        self.tokens = 0
+        counter = self.model.register_forward_pre_hook(self._count, with_kwargs=True)
+        cpu, wall = time.process_time(), time.perf_counter()
+        self.answer = self.run()
+        taken = Run(time.process_time() - cpu, time.perf_counter() - wall)
+        counter.remove()
+        return taken
+
+    def _count(
+        self, _: nn.Module, positional: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]
+    ) -> None:
+        self.tokens += (positional[0] if positional else named["input_ids"]).numel()
+
+
+def interleaved(
+    rounds: int, contestants: Mapping[str, Contestant[T]], log: Path | None = None
+) -> list[Round]:
+    """The rounds, all contestants of a round one after the other; each is printed as it is done.
+
+    With a ``log`` the rounds are added to that file (one JSON object a line), and those that it holds already
+    come first, so that a measurement can be made in parts.
+    """
+    done: list[Round] = []
+    if log and log.exists():
+        lines = log.read_text(encoding="utf-8").splitlines()
+        done = [{name: Run(**run) for name, run in json.loads(line).items()} for line in lines]
     for _ in range(rounds):
-        for name, run in contestants.items():
-            start = time.process_time()
-            run()
-            seconds[name].append(time.process_time() - start)
-    return seconds
+        this = {name: contestant.timed() for name, contestant in contestants.items()}
+        done.append(this)
+        print(f"round {len(done)}: {ratios(this)}; load {os.getloadavg()[0]:.1f}", flush=True)
+        if log:
+            with log.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({name: asdict(run) for name, run in this.items()}) + "\n")
+    return done
 
 
-def print_table(seconds: Mapping[str, list[float]], baseline: str, tokens: Mapping[str, int]) -> None:
-    """Median, range and ratio to the baseline of each contestant, and the tokens it ran."""
-    reference = statistics.median(seconds[baseline])
-    print(f"{'':24}{'median s':>10}{'min':>8}{'max':>8}{'ratio':>8}{'tokens':>10}")
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        row = f"{median:10.2f}{min(values):8.2f}{max(values):8.2f}{reference / median:8.2f}{tokens[name]:10d}"
-        print(f"{name:24}{row}")
+def ratios(round_: Round) -> str:
+    """What one round says: each contestant's time over this package's."""
+    here = round_[HERE]
+    return ", ".join(
+        f"{name} / {HERE} {run.cpu / here.cpu:.2f} (wall {run.wall / here.wall:.2f})"
+        for name, run in round_.items()
+        if name != HERE
+    )
+
+
+def print_table(rounds: Sequence[Round], contestants: Mapping[str, Contestant[T]]) -> None:
+    """Median and range of each contestant's CPU seconds, the tokens it ran, and the ratio to the best peer.
+
+    The ratio is the median of the rounds' own ratios.
+    """
+    medians = {name: statistics.median(r[name].cpu for r in rounds) for name in contestants}
+    best = min((name for name in medians if name != HERE), key=medians.__getitem__)
+    print(f"{'':28}{'CPU s':>10}{'min':>8}{'max':>8}{'wall s':>10}{'tokens':>10}")
+    for name, contestant in contestants.items():
+        cpu = [r[name].cpu for r in rounds]
+        clock = statistics.median(r[name].wall for r in rounds)
+        spread = f"{medians[name]:10.2f}{min(cpu):8.2f}{max(cpu):8.2f}"
+        print(f"{name:28}{spread}{clock:10.2f}{contestant.tokens:10d}")
+    cpu = [r[best].cpu / r[HERE].cpu for r in rounds]
+    wall = [r[best].wall / r[HERE].wall for r in rounds]
+    print(f"{best} / {HERE}, median of {len(rounds)} rounds: {statistics.median(cpu):.2f} in CPU time")
+    print(f"(from {min(cpu):.2f} to {max(cpu):.2f}), {statistics.median(wall):.2f} on the clock")
 
 
 def print_machine() -> None:
@@ -46,37 +119,30 @@ def print_machine() -> None:
     )
 
 
-def matrix_product_rate(size: int = 1024, repeats: int = 10) -> float:
-    """Floating-point operations in a CPU second of square single-precision matrix products."""
-    left, right = torch.rand(size, size), torch.rand(size, size)
-    left @ right
-    start = time.process_time()
-    for _ in range(repeats):
-        left @ right
-    return 2 * size**3 * repeats / (time.process_time() - start)
+def matrix_product_rate(sizes: Sequence[int] = (512, 1024), repeats: int = 10) -> float:
+    """The most floating-point operations in a CPU second that single-precision matrix products reach here.
 
+    The best of several sizes, both as PyTorch computes them and with weights laid out for oneDNN.
+    """
+    from pytest_muscle.models.local.linear import PackedLinear
 
-class TokenCounter:
-    """Counts the tokens that go through a model's forward passes, padding included."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.tokens = 0
-        model.register_forward_pre_hook(self._count, with_kwargs=True)
-
-    def _count(
-        self, _: nn.Module, positional: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]
-    ) -> None:
-        self.tokens += (positional[0] if positional else named["input_ids"]).numel()
-
-    def of(self, run: Callable[[], object]) -> int:
-        """The tokens of one run."""
-        before = self.tokens
-        run()
-        return self.tokens - before
+    best = 0.0
+    with torch.inference_mode():
+        for size in sizes:
+            inputs, layer = torch.rand(size, size), nn.Linear(size, size, bias=False)
+            for product in (layer, PackedLinear(layer)):
+                product(inputs)
+                for _ in range(repeats):
+                    start = time.process_time()
+                    product(inputs)
+                    best = max(best, 2 * size**3 / (time.process_time() - start))
+    return best
 
 
 def linear_sizes(model: nn.Module) -> Iterator[tuple[str, int]]:
     """Name and number of weights of each linear layer."""
+    from pytest_muscle.models.local.linear import PackedLinear
+
     for name, layer in model.named_modules():
-        if isinstance(layer, torch.nn.Linear):
-            yield name, layer.weight.numel()
+        if isinstance(layer, nn.Linear | PackedLinear):
+            yield name, layer.in_features * layer.out_features

@@ -1,32 +1,45 @@
 """Time multiple choice against lm-evaluation-harness on the same cases, weights and machine.
 
     pip install lm-eval
-    python multiple_choice.py MODEL GOLDEN.jsonl [--limit N] [--shots K] [--rounds 5] [--batch-sizes 4 8]
+    python multiple_choice.py MODEL GOLDEN.jsonl [--limit N] [--shots K] [--ways W] [--rounds 5]
+        [--batch-sizes 4 8] [--log ROUNDS.jsonl]
 
-The two run in turn, in float32 on the CPU, and their choices must be the same before anything is timed.
-``--shots K`` puts the first K cases, answered, before every other one. Prints the median CPU seconds, the
-ratio to the harness at its best batch size, the tokens each ran, and the floor: the arithmetic of the tokens
-that are different, at the rate of this machine's matrix products.
+The two run in turn, in float32 on the CPU, and choices that differ make the exit status 1.
+``--shots K`` puts K cases, drawn by seed and answered, before every other one; ``--ways W`` fills the choices
+up to W with those of the next cases. Prints each round, the median CPU seconds, the ratio to the harness at
+its best batch size, the tokens each ran, and the floor: the arithmetic of the tokens that are different, at
+the best rate of this machine's matrix products.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import sys
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agree_with_lm_eval import Scores, harness, loglikelihoods, multiple_choice_cases, report
-from measuring import TokenCounter, interleaved, linear_sizes, matrix_product_rate, print_machine, print_table
+from measuring import (
+    HERE,
+    Contestant,
+    interleaved,
+    linear_sizes,
+    matrix_product_rate,
+    print_machine,
+    print_table,
+)
 
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.models.checkpoint import load_model, load_tokenizer, resolve_checkpoint
 from pytest_muscle.models.local.batching import scoring_budget
 from pytest_muscle.models.local.choosing import score
 from pytest_muscle.models.local.encoding import Choices, Encoder, context_length
+from pytest_muscle.models.local.linear import pack_linears
 from pytest_muscle.models.local.trie import common_length
 
 if TYPE_CHECKING:
@@ -46,21 +59,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--shots", type=int, default=0, help="answered cases put before each prompt")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8], help="of lm-evaluation-harness")
+    parser.add_argument("--ways", type=int, default=2, help="choices of each case")
+    parser.add_argument("--log", type=Path, help="file of rounds to go on with")
     options = parser.parse_args(arguments)
     try:
         cases = few_shot(multiple_choice_cases(options.golden), options.shots)[: options.limit]
-        compare(options.model, cases, options.rounds, options.batch_sizes)
+        compare(options, widened(cases, options.ways))
     except MuscleError as problem:
         sys.exit(f"error: {problem}")
 
 
-def compare(spec: str, cases: Sequence[GoldenCase], rounds: int, batch_sizes: Sequence[int]) -> None:
-    """Check that both give the same answers, time them and print the table."""
-    checkpoint = resolve_checkpoint(spec)
+def compare(options: argparse.Namespace, cases: Sequence[GoldenCase]) -> None:
+    """Time both, print the table and whether they gave the same answers."""
+    checkpoint = resolve_checkpoint(options.model)
     model = load_model(checkpoint, device="cpu", dtype="float32")
+    pack_linears(model)
     tokenizer = load_tokenizer(checkpoint)
     encoder = Encoder(tokenizer, context_length(model.config, tokenizer), None)
-    lm = harness(spec, batch_sizes[0])
+    lm = harness(options.model, options.batch_sizes[0])
 
     def here() -> Scores:
         requests = [encoder.choices(case) for case in cases]
@@ -71,18 +87,17 @@ def compare(spec: str, cases: Sequence[GoldenCase], rounds: int, batch_sizes: Se
         lm.batch_size_per_gpu = batch_size
         return loglikelihoods(lm, cases)
 
-    if not report(cases, here(), there(batch_sizes[0]), tolerance=2e-3):
-        sys.exit(1)
-    contestants = {"pytest-muscle": here}
-    contestants |= {f"lm-eval, batches of {size}": lambda size=size: there(size) for size in batch_sizes}
-    counters = {name: TokenCounter(model if run is here else lm.model) for name, run in contestants.items()}
-    tokens = {name: counters[name].of(run) for name, run in contestants.items()}
-    seconds = interleaved(rounds, contestants)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    best = min((name for name in medians if name != "pytest-muscle"), key=medians.__getitem__)
+    contestants = {HERE: Contestant(here, model)}
+    for size in options.batch_sizes:
+        contestants[f"lm-eval, batches of {size}"] = Contestant(partial(there, size), lm.model)
+    rounds = interleaved(options.rounds, contestants, options.log)
+    ours, *theirs = (contestant.answer or [] for contestant in contestants.values())
+    agree = report(cases, ours, theirs[0], options.model)
     print_machine()
-    print_table(seconds, best, tokens)
-    print_floor(model, [encoder.choices(case) for case in cases], medians["pytest-muscle"])
+    print_table(rounds, contestants)
+    reached = statistics.median(r[HERE].cpu for r in rounds)
+    print_floor(model, [encoder.choices(case) for case in cases], reached)
+    sys.exit(not agree)
 
 
 def print_floor(model: nn.Module, requests: Sequence[Choices], reached: float) -> None:
@@ -104,9 +119,21 @@ def print_floor(model: nn.Module, requests: Sequence[Choices], reached: float) -
 
 
 def few_shot(cases: list[GoldenCase], shots: int) -> list[GoldenCase]:
-    """The cases after the first ``shots``, each behind those with their right choices."""
-    block = "".join(f"{c.prompt}{c.delimiter}{c.choices[int(c.answer[0])]}\n\n" for c in cases[:shots])
-    return [replace(case, prompt=block + case.prompt) for case in cases[shots:]]
+    """The cases that are not among ``shots`` drawn ones, each behind those with their right choices."""
+    drawn = random.Random(0).sample(cases, shots)
+    block = "".join(f"{c.prompt}{c.delimiter}{c.choices[int(c.answer[0])]}\n\n" for c in drawn)
+    return [replace(case, prompt=block + case.prompt) for case in cases if case not in drawn]
+
+
+def widened(cases: list[GoldenCase], ways: int) -> list[GoldenCase]:
+    """The cases with at least so many choices, the further ones being those of the cases after them."""
+    pool = [choice for case in cases for choice in case.choices] * 2
+    wide, start = [], 0
+    for case in cases:
+        start += len(case.choices)
+        more = pool[start : start + max(0, ways - len(case.choices))]
+        wide.append(replace(case, choices=(*case.choices, *more)))
+    return wide
 
 
 if __name__ == "__main__":

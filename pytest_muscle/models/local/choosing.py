@@ -24,11 +24,11 @@ def score(model: PreTrainedModel, requests: Sequence[Choices], budget: Budget) -
     """Yield ``(index of the request, log-likelihood of each choice in nats)`` batch by batch.
 
     Whether the model can be run on packed tries (attention windows, recurrent layers and code of its own
-    may prevent it) is found out by comparing both paths on two of the requests.
+    may prevent it) is found out by comparing both paths on the longest request.
     """
     probe = _probe(requests)
     answers = _packed(model, [requests[i] for i in probe])
-    if answers is None or not _agrees(model, [requests[i] for i in probe], answers):
+    if answers is None or not _agrees(model, requests[probe[0]], answers[0]):
         yield from scoring.score(model, requests, budget)
         return
     yield list(zip(probe, answers, strict=True))
@@ -38,15 +38,15 @@ def score(model: PreTrainedModel, requests: Sequence[Choices], budget: Budget) -
 
 
 def _probe(requests: Sequence[Choices]) -> list[int]:
-    """The longest request, and the one that shares enough with it to use the cache, else the shortest."""
+    """The longest request, and the nearest to it if the two would be run on a common prefix."""
     longest = max(range(len(requests)), key=lambda i: _length(requests[i]))
-    others = [i for i in range(len(requests)) if i != longest]
-    if not others:
-        return [longest]
-    shared = {i: common_length(requests[longest][0].tokens, requests[i][0].tokens) for i in others}
-    nearest = max(others, key=shared.__getitem__)
-    shortest = min(others, key=lambda i: _length(requests[i]))
-    return [longest, nearest if shared[nearest] > packing.WORTHWHILE else shortest]
+    shared = {
+        i: common_length(requests[longest][0].tokens, other[0].tokens)
+        for i, other in enumerate(requests)
+        if i != longest
+    }
+    nearest = max(shared, key=shared.__getitem__, default=longest)
+    return [longest, nearest] if shared.get(nearest, 0) > packing.WORTHWHILE else [longest]
 
 
 def _length(choices: Choices) -> int:
@@ -63,16 +63,11 @@ def _packed(model: PreTrainedModel, probe: Sequence[Choices]) -> list[Scores | N
         return None
 
 
-def _agrees(model: PreTrainedModel, probe: Sequence[Choices], answers: Sequence[Scores | None]) -> bool:
-    # The last choice comes after all others in its row and would show if it saw them.
-    alone = [choices[-1:] for choices in probe]
-    plain = dict(pair for batch in scoring.score(model, alone, Budget(1)) for pair in batch)
+def _agrees(model: PreTrainedModel, choices: Choices, found: Scores | None) -> bool:
+    # The last choice comes after all others in the row and would show if it saw them.
+    ((_, plain),) = next(scoring.score(model, [choices[-1:]], Budget(1)))
     noise = torch.finfo(model.dtype).eps ** 0.5
-    return all(
-        _close(mine[-1], other[0], noise * choices[-1].scored)
-        for item, (choices, mine) in enumerate(zip(probe, answers, strict=True))
-        if mine is not None and (other := plain[item]) is not None
-    )
+    return found is None or plain is None or _close(found[-1], plain[0], noise * choices[-1].scored)
 
 
 def _close(a: float, b: float, tolerance: float) -> bool:
