@@ -106,5 +106,6 @@ def train_adapter(
         options=ModelOptions(settings.device, settings.dtype, settings.batch_tokens),
         similarity=similarity,
         progress=progress,
+        launcher=settings.launcher,
     )
     return Training(result.path, result.recipe, result.seconds, tuple(result.notes))

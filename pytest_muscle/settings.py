@@ -76,6 +76,7 @@ class Settings:
     adapter_output: Path | None = None
     allow_overlap: bool = False
     training: Mapping[str, Any] = field(default_factory=dict)
+    launcher: str | None = None
     json: Path | None = None
     report: Path | None = None
     markdown: Path | None = None

@@ -59,9 +59,13 @@ def _train(options: dict[str, Any]) -> AdapterResult:
     if options["command"] == "task":
         settings = TaskConfig(**{**_only(given, TaskConfig), "targets": tuple(given.get("targets", ()))})
         return train_task_adapter(options["base"], train, out, settings, **shared)
-    table = {"preset": given["preset"], **_only(given, Recipe), **_only(given, CompatibilityConfig)}
-    config = CompatibilityConfig.from_table(table)
+    config = _compatibility(given)
     return train_compatibility_adapter(options["old"], options["new"], train, out, config, **shared)
+
+
+def _compatibility(given: dict[str, Any]) -> CompatibilityConfig:
+    table = {"preset": given["preset"], **_only(given, Recipe), **_only(given, CompatibilityConfig)}
+    return CompatibilityConfig.from_table(table)
 
 
 def _only(given: dict[str, Any], kind: type[Recipe | TrainingConfig]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_muscle.adapter.config import CompatibilityConfig, TaskConfig
 from pytest_muscle.adapter.data import read_cases
 from pytest_muscle.adapter.folder import RunFolder, disk_errors_explained
+from pytest_muscle.adapter.launching import Elsewhere
 from pytest_muscle.adapter.overlap import refuse_overlaps
 from pytest_muscle.adapter.processes import Processes, random_state_kept
 from pytest_muscle.adapter.progress import Progress, silent
@@ -45,6 +46,7 @@ def train_compatibility_adapter(
     options: ModelOptions | None = None,
     similarity: Similarity | None = None,
     progress: Progress = silent,
+    launcher: str | None = None,
 ) -> AdapterResult:
     """Train a LoRA adapter for the new model that keeps what the old model answers right (MUSCLE).
 
@@ -54,6 +56,8 @@ def train_compatibility_adapter(
     again. ``golden`` are the cases that the adapter will be judged by: training records that repeat them
     are refused unless ``allow_overlap``. ``similarity`` scores generated texts (``make_similarity``);
     without one, records cannot use a metric of their own. ``progress`` is called with each event.
+    ``launcher`` begins a command that runs the training in processes of its own, such as
+    ``accelerate launch --num_processes 8``; ``train`` is then a file, and similarities are the usual ones.
 
     Raises ``MuscleError`` for anything wrong with models, records, settings or the output.
     """
@@ -63,7 +67,15 @@ def train_compatibility_adapter(
     cases = read_cases(train)
     if not allow_overlap:
         refuse_overlaps(cases, golden)
-    return _run("compatibility", models, cases, Path(output), config, options, similarity, progress)
+    output, elsewhere = Path(output), None
+    if launcher:
+        if not isinstance(train, str | Path):
+            raise MuscleError("a launcher needs the training records as a file")
+        specs = {"old": old, "new": new}
+        elsewhere = Elsewhere(launcher, specs, Path(train), output, config, options, progress)
+    return _run(
+        "compatibility", models, cases, Path(output), config, options, similarity, progress, elsewhere
+    )
 
 
 def train_task_adapter(
@@ -109,6 +121,7 @@ def _run(
     options: ModelOptions,
     similarity: Similarity | None,
     progress: Progress,
+    elsewhere: Elsewhere | None = None,
 ) -> AdapterResult:
     models = {
         name: {"spec": checkpoint.spec, "fingerprint": checkpoint.fingerprint()}
@@ -121,6 +134,11 @@ def _run(
     )
     if report := folder.finished():
         return result_from_report(report, output)
+    if elsewhere:
+        errors = elsewhere.run()
+        if report := folder.finished():
+            return result_from_report(report, output)
+        raise elsewhere.failure(errors)
     with quiet(), random_state_kept(), disk_errors_explained(output.parent):
         processes = Processes(resolve_device(options.device))
         *old, student = checkpoints.values()

@@ -1,13 +1,21 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from small import records
+from small import quick, records
 
-from pytest_muscle.adapter.__main__ import main
+from pytest_muscle.adapter import train_compatibility_adapter
+from pytest_muscle.adapter.__main__ import _compatibility, _parser, main
+from pytest_muscle.adapter.config import Recipe
+from pytest_muscle.adapter.launching import Elsewhere
+from pytest_muscle.errors import MuscleError
+from pytest_muscle.models import ModelOptions
+
+CPU = ModelOptions(device="cpu")
 
 QUICK = ["--rank", "4", "--alpha", "8", "--batch-size", "4", "--learning-rate", "0.01", "--device", "cpu"]
 QUICK += ["--validation-share", "0.25"]
@@ -76,13 +84,18 @@ def losses(output):
     return [(step["loss"], step["from_old"]) for step in report["steps"]], report["epochs"]
 
 
-def launch(how, call, *more):
+def launcher(*how):
+    """What starts two processes with accelerate."""
+    given = ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    given += ["--dynamo_backend", "no", "--main_process_port", "0"]
+    return shlex.join([sys.executable, "-m", "accelerate.commands.launch", *how, *given])
+
+
+def launch(call, *how):
     """Run the command line in two processes that accelerate starts."""
-    given = ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", *more]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", how, "--dynamo_backend", "no", *given]
     root = Path(__file__).parent.parent.parent
     return subprocess.run(
-        [*launcher, "--main_process_port", "0", "-m", "pytest_muscle.adapter", *call],
+        [*shlex.split(launcher(*how)), "-m", "pytest_muscle.adapter", *call],
         env={**os.environ, "PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
@@ -92,7 +105,7 @@ def launch(how, call, *more):
 
 @pytest.mark.slow
 def test_a_launcher_that_starts_one_process_of_two_is_not_believed(tiny_model, train_file, tmp_path):
-    done = launch("--cpu", arguments("task", train_file, tmp_path / "a", base=tiny_model))
+    done = launch(arguments("task", train_file, tmp_path / "a", base=tiny_model), "--cpu")
     assert done.returncode != 0
     assert "error: accelerate launch --cpu starts one process" in done.stderr
     assert "--multi_gpu" in done.stderr
@@ -108,7 +121,7 @@ def test_two_processes_are_one_with_twice_the_accumulation(
     models = {"old": tiny_model, "new": tiny_model_b}
     accumulate = ("--gradient-accumulation", "2")
     assert main(arguments("compatibility", train_file, one, *more, *accumulate, **models)) == 0
-    done = launch("--multi_gpu", arguments("compatibility", train_file, two, *more, **models))
+    done = launch(arguments("compatibility", train_file, two, *more, **models), "--multi_gpu")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("training, truth_weighted") == 1
     (mine, my_epochs), (theirs, their_epochs) = losses(one), losses(two)
@@ -118,3 +131,41 @@ def test_two_processes_are_one_with_twice_the_accumulation(
     for epoch, other in zip(my_epochs, their_epochs, strict=True):
         assert epoch["accuracy"] == other["accuracy"]
         assert epoch["loss"] == pytest.approx(other["loss"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_training_may_call_the_launcher_itself(tiny_model, tiny_model_b, train_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent.parent))
+    config = quick(recipe=Recipe("truth_weighted"), gradient_accumulation=1)
+    models = str(tiny_model), str(tiny_model_b), train_file
+    events = []
+    how = {"options": CPU, "progress": events.append, "launcher": launcher("--multi_gpu")}
+    two = train_compatibility_adapter(*models, tmp_path / "two", config, **how)
+    one = train_compatibility_adapter(
+        *models, tmp_path / "one", quick(recipe=config.recipe, gradient_accumulation=2), options=CPU
+    )
+    assert any(event.text.startswith("step ") for event in events)
+    for mine, theirs in zip(one.report["steps"], two.report["steps"], strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+    again = train_compatibility_adapter(*models, tmp_path / "two", config, options=CPU, launcher="no-such")
+    assert again == two
+
+
+def test_what_the_launched_training_says_is_the_error(tiny_model, tiny_model_b, train_file, tmp_path):
+    call = str(tiny_model), str(tiny_model_b), train_file, tmp_path / "a", quick()
+    with pytest.raises(MuscleError, match="launcher 'no-such-command' cannot be started"):
+        train_compatibility_adapter(*call, options=CPU, launcher="no-such-command")
+    failing = shlex.join([sys.executable, "-c", "import sys; sys.exit('error: no cluster')"])
+    with pytest.raises(MuscleError, match="left no adapter: error: no cluster"):
+        train_compatibility_adapter(*call, options=CPU, launcher=failing)
+
+
+def test_all_settings_reach_the_launched_training(tmp_path):
+    config = quick(targets=("q_proj", "v_proj"), max_length=64, recipe=Recipe("old_only", temperature=2.0))
+    models = {"old": "a b", "new": "c"}
+    elsewhere = Elsewhere("run -n 2", models, tmp_path, tmp_path, config, CPU, print)
+    start, options = elsewhere.command()[:5], elsewhere.command()[5:]
+    assert start == ["run", "-n", "2", "-m", "pytest_muscle.adapter"]
+    given = vars(_parser().parse_args(options))
+    assert (given["old"], given["train"], given["device"]) == ("a b", tmp_path, "cpu")
+    assert _compatibility({name: value for name, value in given.items() if value is not None}) == config
