@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from pytest_muscle.adapter.vocabulary.texts import AlignedTexts, Coverage
     from pytest_muscle.golden import GoldenCase
     from pytest_muscle.grading import Similarity
-    from pytest_muscle.models import ModelOptions
+    from pytest_muscle.models import ModelOptions, Response
 
 _CROSS_ENTROPY = Recipe(cross_entropy_weight=1.0)
 _CACHE_TOKENS = {"cpu": 1024}
@@ -170,10 +170,19 @@ class Training:
         tokenizer: Any = self.sides[side].encoder.tokenizer
         return Collator(int(tokenizer.pad_token_id), self.config.tokens == "answer")
 
-    def _answers(self, side: str, model: Any, cases: Sequence[GoldenCase]) -> Answers:
-        """A model's graded answers to records; the processes share the work."""
+    def _answers(
+        self, side: str, model: Any, cases: Sequence[GoldenCase], *, together: bool = False
+    ) -> Answers:
+        """A model's graded answers to records.
+
+        The processes share the work, unless they must run the model ``together``.
+        """
         encoder, tokens = self.sides[side].encoder, self.options.batch_tokens
-        responses = self.processes.share_out(cases, lambda mine: ask_loaded(model, encoder, mine, tokens))
+
+        def ask(mine: Sequence[GoldenCase]) -> list[Response]:
+            return ask_loaded(model, encoder, mine, tokens)
+
+        responses = ask(cases) if together else self.processes.share_out(cases, ask)
         return Answers(tuple(responses), tuple(grade(cases, responses, self.similarity)))
 
     def _judged(self, answers: Answers, epoch: int = 0, loss: float | None = None) -> Validation:
@@ -183,7 +192,9 @@ class Training:
     def _validate(self, student: Student, trainer: AdapterTrainer, epoch: int) -> Validation:
         if not self.cases:
             return Validation(epoch=epoch)
-        answers = self._answers("student", student.model.get_base_model(), self.cases)
+        base: Any = student.model.get_base_model()
+        with trainer.gathered():
+            answers = self._answers("student", base, self.cases, together=trainer.sharded)
         loss = trainer.mean_loss(self._texts(validation=True))
         validation = self._judged(answers, epoch, loss)
         self._emit(Validated(str(trainer.lesson.recipe), validation))

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import shutil
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from pytest_muscle.errors import MuscleError
 from pytest_muscle.models.quiet import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -133,7 +134,7 @@ class AdapterTrainer(Trainer):
         lesson = self.lesson
         counted = batch["labels"][:, 1:] != IGNORED
         # A model that is sharded over devices only shows its output layer inside its own forward pass.
-        output = None if self._sharded() else self.student.output
+        output = None if self.sharded else self.student.output
         student = token_logits(model, output, batch, counted, lesson.vocabulary)
         asked = batch, counted, lesson.vocabulary
         old = lesson.old.logits(*asked) if lesson.old and lesson.recipe.uses_old else None
@@ -150,13 +151,13 @@ class AdapterTrainer(Trainer):
 
     @torch.no_grad()
     def mean_loss(self, examples: Sequence[Example]) -> float:
-        """The mean loss per token of texts, shared among the processes."""
+        """The mean loss per token of texts, shared among the processes unless they share the weights."""
         model = self.student.model
         training = model.training
         model.eval()
         size = self.args.per_device_train_batch_size
         ordered = sorted(examples, key=lambda example: len(example.tokens))
-        mine = ordered[self.args.process_index :: self.args.world_size]
+        mine = ordered if self.sharded else ordered[self.args.process_index :: self.args.world_size]
         sums = torch.zeros(2, device=self.args.device, dtype=torch.float64)
         for start in range(0, len(mine), size):
             batch = {
@@ -176,8 +177,26 @@ class AdapterTrainer(Trainer):
         total, from_old, tokens = sums.tolist()
         return total / tokens, from_old / tokens
 
-    def _sharded(self) -> bool:
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the student's weights: all must then run the same layers."""
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Within, what FSDP keeps outside the layers, such as the embeddings, is whole in each process.
+
+        The layers gather their own weights; what is asked of parts of the model passes the rest by.
+        """
+        model: Any = self.student.model
+        if not hasattr(model, "unshard"):
+            yield
+            return
+        model.unshard()
+        try:
+            yield
+        finally:
+            model.reshard()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         examples: Any = train_dataset or self.train_dataset
@@ -190,7 +209,7 @@ class AdapterTrainer(Trainer):
             self.student.save(Path(output_dir or str(self.args.output_dir)), state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self._sharded():
+        if self.sharded:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             self.student.load_directory(Path(resume_from_checkpoint))

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 from small import quick, records
 
 from pytest_muscle.adapter import train_compatibility_adapter
@@ -16,6 +17,8 @@ from pytest_muscle.errors import MuscleError
 from pytest_muscle.models import ModelOptions
 
 CPU = ModelOptions(device="cpu")
+ROOT = Path(__file__).parent.parent.parent
+RECIPES = ROOT / "examples" / "distributed"
 
 QUICK = ["--rank", "4", "--alpha", "8", "--batch-size", "4", "--learning-rate", "0.01", "--device", "cpu"]
 QUICK += ["--validation-share", "0.25"]
@@ -91,12 +94,11 @@ def launcher(*how):
     return shlex.join([sys.executable, "-m", "accelerate.commands.launch", *how, *given])
 
 
-def launch(call, *how):
+def launch(call, *how, what=("-m", "pytest_muscle.adapter")):
     """Run the command line in two processes that accelerate starts."""
-    root = Path(__file__).parent.parent.parent
     return subprocess.run(
-        [*shlex.split(launcher(*how)), "-m", "pytest_muscle.adapter", *call],
-        env={**os.environ, "PYTHONPATH": str(root)},
+        [*shlex.split(launcher(*how)), *what, *call],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=600,
@@ -134,8 +136,36 @@ def test_two_processes_are_one_with_twice_the_accumulation(
 
 
 @pytest.mark.slow
+def test_sharded_weights_train_as_whole_ones(tiny_model, tiny_model_b, train_file, tmp_path):
+    call = ("compatibility", train_file)
+    more = ("--mask", "truth_weighted", "--epochs", "2")
+    models = {"old": tiny_model, "new": tiny_model_b}
+    whole = launch(
+        arguments(*call, tmp_path / "whole", *more, **models), "--config_file", str(RECIPES / "ddp.yaml")
+    )
+    sharded = launch(
+        arguments(*call, tmp_path / "sharded", *more, **models),
+        "--config_file",
+        str(RECIPES / "fsdp.yaml"),
+        what=(str(ROOT / "tests" / "adapter" / "sharded_on_cpu.py"),),
+    )
+    for done in (whole, sharded):
+        assert done.returncode == 0, done.stderr
+    assert sharded.stdout.count("DistributedType.FSDP") == 2
+    (mine, my_epochs), (theirs, their_epochs) = losses(tmp_path / "whole"), losses(tmp_path / "sharded")
+    for step, other in zip(mine, theirs, strict=True):
+        assert step == pytest.approx(other, abs=1e-5)
+    for epoch, other in zip(my_epochs, their_epochs, strict=True):
+        assert epoch["accuracy"] == other["accuracy"]
+        assert epoch["loss"] == pytest.approx(other["loss"], abs=1e-5)
+    weights = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "sharded")]
+    for name, tensor in weights[0].items():
+        assert tensor.allclose(weights[1][name], atol=1e-4), name
+
+
+@pytest.mark.slow
 def test_a_training_may_call_the_launcher_itself(tiny_model, tiny_model_b, train_file, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent.parent))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     config = quick(recipe=Recipe("truth_weighted"), gradient_accumulation=1)
     models = str(tiny_model), str(tiny_model_b), train_file
     events = []
