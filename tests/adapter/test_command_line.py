@@ -53,6 +53,7 @@ def test_a_compatibility_adapter(tiny_model, tiny_model_b, train_file, tmp_path,
         "mask": "student_wrong",
         "temperature": 2.0,
         "cross_entropy_weight": 0.0,
+        "guard": "none",
     }
 
 
