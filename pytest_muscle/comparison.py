@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -224,6 +224,10 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON result, schema ``pytest-muscle/1``."""
+        return {**self.totals(), "cases": list(self.case_records())}
+
+    def totals(self) -> dict[str, Any]:
+        """Return the JSON result without its cases, which may be many."""
         return {
             "schema": SCHEMA,
             "old": self.old.to_dict(),
@@ -245,8 +249,11 @@ class Comparison:
             "fragile": len(self.fragile),
             "noise": self.noise and self.noise.to_dict(),
             "adapter": self._adapter(),
-            "cases": [self._case(result) for result in self.results],
         }
+
+    def case_records(self) -> Iterator[dict[str, Any]]:
+        """Yield the JSON result's cases, one at a time."""
+        return map(self._case, self.results)
 
     def _bias(self, dataset: str) -> dict[str, Any]:
         bias, rates = self.bias.get(dataset), self.inherited.get(dataset)

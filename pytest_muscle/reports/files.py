@@ -7,7 +7,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from pytest_muscle.store import encode_response
 def write_files(comparison: Comparison, settings: Settings) -> None:
     """Write every file that the settings ask for; raises MuscleError where one cannot be written."""
     if settings.json:
-        write_text(settings.json, [json.dumps(_finite(comparison.to_dict()), indent=1), "\n"])
+        write_text(settings.json, _result(comparison))
     if settings.record:
         for side in ("old", "new"):
             path = settings.record / f"{side}.jsonl"
@@ -48,6 +48,15 @@ def write_files(comparison: Comparison, settings: Settings) -> None:
         history = read_history(settings.history) if settings.history else []
         made = now.strftime("%d %B %Y, %H:%M UTC")
         write_text(settings.report, [render_html(comparison, history, made)])
+
+
+def _result(comparison: Comparison) -> Iterator[str]:
+    """The JSON result, a line for each case: all of them at once would take more room than the run."""
+    yield json.dumps(_finite(comparison.totals()), indent=1).removesuffix("\n}")
+    yield ',\n "cases": ['
+    for number, record in enumerate(comparison.case_records()):
+        yield f"{',' if number else ''}\n  {json.dumps(_finite(record))}"
+    yield "\n ]\n}\n"
 
 
 def write_text(path: Path, pieces: Iterable[str]) -> None:
