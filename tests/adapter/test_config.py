@@ -1,6 +1,14 @@
+from dataclasses import replace
+
 import pytest
 
-from pytest_muscle.adapter.config import PRESETS, CompatibilityConfig, Recipe, TaskConfig
+from pytest_muscle.adapter.config import (
+    DEFAULT_RECIPE,
+    PRESETS,
+    CompatibilityConfig,
+    Recipe,
+    TaskConfig,
+)
 from pytest_muscle.errors import MuscleError
 
 
@@ -51,7 +59,7 @@ def test_recipes_out_of_range_are_named(setting, value):
 
 def test_the_recipe_cannot_be_chosen_without_validation():
     with pytest.raises(MuscleError, match="validation_share above 0"):
-        CompatibilityConfig(validation_share=0.0)
+        CompatibilityConfig(recipe="auto", validation_share=0.0)
 
 
 def test_paper_is_the_papers():
@@ -65,7 +73,8 @@ def test_paper_is_the_papers():
 
 def test_presets_take_changes_and_refuse_unknown_ones():
     assert CompatibilityConfig.preset("compressed").recipe == Recipe("old_only")
-    assert CompatibilityConfig().recipe == "auto"
+    assert CompatibilityConfig.preset("compressed").tokens == "all"
+    assert CompatibilityConfig().recipe == DEFAULT_RECIPE
     assert CompatibilityConfig.preset("default") == CompatibilityConfig()
     assert CompatibilityConfig.preset("paper", epochs=1).epochs == 1
     with pytest.raises(MuscleError, match=", ".join(PRESETS)):
@@ -79,7 +88,9 @@ def test_settings_from_a_table():
     config = CompatibilityConfig.from_table(table)
     assert config.recipe == Recipe("student_wrong", 1.0)
     assert (config.rank, config.targets, config.alpha) == (4, ("q_proj",), 256.0)
-    assert CompatibilityConfig.from_table({"mask": "old_correct"}).recipe == Recipe("old_correct")
+    changed = CompatibilityConfig.from_table({"mask": "old_correct", "guard": "right"}).recipe
+    assert changed == replace(DEFAULT_RECIPE, mask="old_correct", guard="right")
+    assert CompatibilityConfig.from_table({"recipe": "auto"}).recipe == "auto"
     assert CompatibilityConfig.from_table({}) == CompatibilityConfig()
     with pytest.raises(MuscleError, match=r"unknown key 'epoch'.*epochs"):
         CompatibilityConfig.from_table({"epoch": 1})
