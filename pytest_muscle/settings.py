@@ -263,6 +263,7 @@ _PYPROJECT_ONLY: dict[str, Callable[[Any], Any]] = {
     "tolerance": _fraction,
     "bertscore_model": _text,
     "metrics": _texts,
+    "launcher": _text,
     "strict_accepted": _flag,
 }
 _TABLES = ("thresholds", "datasets", "models", "training")

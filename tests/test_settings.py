@@ -381,3 +381,9 @@ def test_any_table_is_settings_or_a_clear_error(tmp_path_factory, table):
         assert isinstance(settings, Settings)
         return
     assert message
+
+
+def test_a_launcher_stands_in_the_project(project):
+    assert load(project, BASE).launcher is None
+    assert load(project, BASE + 'launcher = "accelerate launch"\n').launcher == "accelerate launch"
+    assert "'launcher' in [tool.pytest-muscle]" in refused(project, BASE + "launcher = 8\n")
