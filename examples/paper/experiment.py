@@ -133,9 +133,8 @@ class Bench:
             rank=16,
             learning_rate=variant.rate,
             batch_size=16,
-            epochs=1,
             save_steps=10**6,
-            **{"selection": "validation_loss", "tokens": "answer", **variant.settings},
+            **{"epochs": 1, "selection": "validation_loss", "tokens": "answer", **variant.settings},
         )
         # A control does not know the old model: it is the same one for all of them.
         knows, owner = (

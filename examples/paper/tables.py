@@ -118,7 +118,9 @@ def choose(variants: Mapping[str, Mapping[str, Cell]]) -> dict[str, Cell] | None
     Its price is its NFR and what it loses in score, both on the validation records; the new model as it
     is stays where no variant is cheaper.
     """
-    candidates = [name for name in variants if name not in ("new model", *CONTROLS) and "KL" not in name]
+    others = ("new model", "KL to new alone")
+    candidates = [name for name in variants if name not in others and "3 epochs" not in name]
+    candidates = [name for name in candidates if not name.startswith("cross-entropy")]
     if len(candidates) < 2:
         return None
     chosen = {}

@@ -29,11 +29,13 @@ VARIANTS = {
         Variant("sequence_likelihood", Recipe("sequence_likelihood"), rate=2e-3, settings=WHOLE),
         # On the answer alone.
         Variant("default", DEFAULT),
-        Variant("default, 0.2", replace(DEFAULT, cross_entropy_weight=0.2)),
         Variant("truth_weighted", Recipe("truth_weighted")),
         Variant("default, T=2", replace(DEFAULT, temperature=2.0)),
         Variant("default, guard right", replace(DEFAULT, guard="right")),
         Variant("default, guard groups", replace(DEFAULT, guard="groups")),
+        # Three times as long, the control as well.
+        Variant("default, 3 epochs", DEFAULT, rate=2e-3, settings={"epochs": 3}),
+        Variant("cross-entropy, 3 epochs", Recipe(cross_entropy_weight=1.0), 2e-3, {"epochs": 3}),
     )
 }
 
@@ -60,6 +62,9 @@ FULL = (
     ("other-tokenizer-chain", ("new model", "cross-entropy", "default")),
     ("more-parameters-choice4", ("new model", "cross-entropy", "default")),
     ("other-format-choice4", ("new model", "cross-entropy", "default")),
+    ("small-gap-choice2", ("cross-entropy, 3 epochs", "default, 3 epochs")),
+    ("small-gap-chain", ("cross-entropy, 3 epochs", "default, 3 epochs")),
+    ("large-gap-chain", ("cross-entropy, 3 epochs", "default, 3 epochs")),
     # Recipes beside the default, last: they are the first to go where time is short.
     ("small-gap-choice2", ("truth_weighted", "paper, T=1", "old_only", "default, T=2", "KL to new alone")),
     ("small-gap-chain", ("truth_weighted", "paper, T=1", "old_only", "default, T=2")),
