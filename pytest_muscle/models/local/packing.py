@@ -27,16 +27,19 @@ if TYPE_CHECKING:
     from pytest_muscle.models.local.encoding import Choices
 
 # A shorter common prefix costs more as a forward pass of its own than it saves.
-WORTHWHILE = 32
+_WORTHWHILE = 32
 
 
 def score(model: PreTrainedModel, requests: Sequence[Choices], budget: Budget) -> Iterator[ScoredBatch]:
-    """Yield ``(index of the request, log-likelihood of each choice in nats)`` in the order of their tokens.
+    """Yield ``(index of the request, log-likelihood of each choice in nats)``, from the longest request on.
 
-    None stands for a request that does not fit into memory.
+    The order is that of their tokens, taken as a circle. None stands for a request that does not fit into
+    memory.
     """
     heads = [_head(choices) for choices in requests]
     order = sorted(range(len(requests)), key=heads.__getitem__)
+    first = max(range(len(order)), key=lambda place: length(requests[order[place]]), default=0)
+    order = order[first:] + order[:first]
     walk = _Walk(model, [requests[i] for i in order], [heads[i] for i in order])
     for batch in run_in_batches(len(order), budget, walk.take, walk.run):
         yield [(order[item], scores) for item, scores in batch]
@@ -58,7 +61,7 @@ class _Walk:
         end, used = self._fill(start, tokens)
         if end < len(self.heads):
             shared = common_length(self.heads[start], self.heads[end])
-            if shared - len(self.target) >= WORTHWHILE:
+            if shared - len(self.target) >= _WORTHWHILE:
                 self.target = self.heads[start][:shared]
                 end, used = self._fill(start, tokens)
         return end, used
@@ -80,7 +83,7 @@ class _Walk:
             choices = self.requests[item]
             fresh = sum(len(choice.tokens) for choice in choices) - max(kept, shared)
             fresh -= (len(choices) - 1) * len(self.heads[item])
-            leaves = kept <= len(self.target) - WORTHWHILE
+            leaves = kept <= len(self.target) - _WORTHWHILE
             if item > start and (used + fresh > tokens or leaves):
                 return item, used
             used += fresh
@@ -103,6 +106,11 @@ class _Walk:
         where, which = torch.tensor(targets, device=logits.device).unbind(1)
         values = iter(token_logprobs(logits, where, which).tolist())
         return [tuple(math.fsum(next(values) for _ in range(c.scored)) for c in choices) for choices in batch]
+
+
+def length(choices: Choices) -> int:
+    """The tokens of the longest choice and what it stands on."""
+    return max(len(choice.tokens) for choice in choices)
 
 
 def _head(choices: Choices) -> tuple[int, ...]:
