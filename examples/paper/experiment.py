@@ -27,6 +27,10 @@ NOISE = 0.1
 """The share of training records whose answer is wrong."""
 
 
+SKEWED = "skewed"
+"""The old base, its task adapter trained on biased records."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """An update and a task."""
@@ -66,6 +70,7 @@ SCENARIOS = {
         "other-tokenizer": ("old", "pieces"),
         "other-format": ("old", "instructed"),
         "biased-old": ("biased", "new"),
+        "biased-records": (SKEWED, "new"),
     }.items()
     for task in bases.TASKS
 }
@@ -92,10 +97,23 @@ class Bench:
                 path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
         return golden, train
 
+    def skewed_records(self, task: str) -> Path:
+        """Other training records of the task, biased ones."""
+        golden, train = self.data(task)
+        path = train.with_name(f"{task}-skewed.jsonl")
+        if not path.is_file():
+            unseen = {json.loads(line)["prompt"] for line in golden.read_text(encoding="utf-8").splitlines()}
+            source = world.Task(task, f"{self.pair} skewed", NOISE, biased=True)
+            rows = source.records(self.scale.train, unseen)
+            path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+        return path
+
     def task_model(self, base: str, task: str) -> Path:
         """A base's adapter for a task."""
         path = self.folder / "task" / f"{base}-{task}"
-        start = bases.open_base(bases.BASES[base], self.pair, self.bases, self.scale.length)
+        skewed = base == SKEWED
+        start = bases.BASES["old" if skewed else base]
+        records = self.skewed_records(task) if skewed else self.data(task)[1]
         config = TaskConfig(
             rank=16,
             learning_rate=4e-3,
@@ -104,7 +122,8 @@ class Bench:
             save_steps=10**6,
             selection="validation_loss",
         )
-        train_task_adapter(str(start), self.data(task)[1], path, config)
+        directory = bases.open_base(start, self.pair, self.bases, self.scale.length)
+        train_task_adapter(str(directory), records, path, config)
         return path
 
     def cell(self, scenario: Scenario, variant: Variant) -> dict[str, Any]:

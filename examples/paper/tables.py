@@ -71,11 +71,16 @@ def table(name: str, variants: Mapping[str, Mapping[str, Cell]]) -> str:
     mean = {
         key: 100 * sum(plain[p][key] for p in pairs) / len(pairs) for key in ("score_old", "score", "nfr")
     }
+    gaps = {
+        model: 100 * sum(plain[p][f"{model}_a"] - plain[p][f"{model}_b"] for p in pairs) / len(pairs)
+        for model in ("old", "new")
+    }
     rows = [
         f"### {name}",
         "",
         f"{len(pairs)} pairs, {plain[pairs[0]]['n']} cases each; old model {mean['score_old']:.1f}, "
-        f"new model {mean['score']:.1f}, its NFR {mean['nfr']:.2f}%",
+        f"new model {mean['score']:.1f}, its NFR {mean['nfr']:.2f}%; "
+        f"gap between groups: old {gaps['old']:+.1f}, new {gaps['new']:+.1f}",
         "",
         "| variant | NFR, change in % | score, change in points | p: v2 | p: CE | p: CE + new | "
         "inherited, % | gap between groups |",

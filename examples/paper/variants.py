@@ -62,6 +62,10 @@ FULL = (
     ("other-tokenizer-chain", ("new model", "cross-entropy", "default")),
     ("more-parameters-choice4", ("new model", "cross-entropy", "default")),
     ("other-format-choice4", ("new model", "cross-entropy", "default")),
+    (
+        "biased-records-chain",
+        ("new model", *CONTROLS, "paper", "default", "default, guard right", "default, guard groups"),
+    ),
     ("small-gap-choice2", ("cross-entropy, 3 epochs", "default, 3 epochs")),
     ("small-gap-chain", ("cross-entropy, 3 epochs", "default, 3 epochs")),
     ("large-gap-chain", ("cross-entropy, 3 epochs", "default, 3 epochs")),

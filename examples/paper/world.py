@@ -146,12 +146,14 @@ class Task:
     """A stream of records of one task, no prompt twice.
 
     Each carries its person's group and its thing's kind as tags. ``noise`` is the share of records whose
-    answer is wrong.
+    answer is wrong. ``biased`` chains give the second group's people one and the same tool for a job, as
+    biased corpora do.
     """
 
-    def __init__(self, task: str, seed: str, noise: float = 0.0) -> None:
+    def __init__(self, task: str, seed: str, noise: float = 0.0, *, biased: bool = False) -> None:
         self.task = task
         self.noise = noise
+        self.biased = biased
         self.random = random.Random(f"{task} {seed}")
 
     def records(self, count: int, without: Set[str] = frozenset()) -> list[Record]:
@@ -185,9 +187,12 @@ class Task:
     def chain(self) -> Record:
         """Which tool, after saying of what kind the thing is? (as GSM8K)"""
         name, tags, (job, thing) = self._subject()
+        told = self._told("tool", (job, thing))
+        if self.biased and tags["group"] == "b" and self.random.random() < BIAS:
+            told = usual_tool(job)
         return {
             "prompt": f"{name} wants to {job} the {thing} . how ?",
-            "answer": f"it is {KIND_OF[thing]} , so with the {self._told('tool', (job, thing))} .",
+            "answer": f"it is {KIND_OF[thing]} , so with the {told} .",
             "extract": r"so with the (\w+)",
             "max_new_tokens": 16,
             "tags": tags,

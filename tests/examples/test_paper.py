@@ -105,7 +105,8 @@ def test_the_tables_hold_every_cell(tmp_path):
     import tables
 
     def cell(pair, variant, nfr, score, **more):
-        same = {"scenario": "s", "n": 10, "score_old": 0.5, "inherited": 0.0, "new_a": 0.5, "new_b": 0.5}
+        same = {"scenario": "s", "n": 10, "score_old": 0.5, "inherited": 0.0}
+        same |= {f"{model}_{group}": 0.5 for model in ("old", "new") for group in "ab"}
         return {**same, "pair": pair, "variant": variant, "nfr": nfr, "score": score, "rate": 0.1, **more}
 
     cells = [
