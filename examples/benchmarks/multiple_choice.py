@@ -96,12 +96,13 @@ def compare(options: argparse.Namespace, cases: Sequence[GoldenCase]) -> None:
     print_machine()
     print_table(rounds, contestants)
     reached = statistics.median(r[HERE].cpu for r in rounds)
-    print_floor(model, [encoder.choices(case) for case in cases], reached)
+    peer = next(contestant.tokens for name, contestant in contestants.items() if name != HERE)
+    print_floor(model, [encoder.choices(case) for case in cases], reached, peer)
     sys.exit(not agree)
 
 
-def print_floor(model: nn.Module, requests: Sequence[Choices], reached: float) -> None:
-    """The seconds that the arithmetic alone would take, and the share of it in the time reached."""
+def print_floor(model: nn.Module, requests: Sequence[Choices], reached: float, peer_tokens: int) -> None:
+    """The seconds that the arithmetic alone would take, its share in the time reached, and the peer's."""
     inputs = sorted(choice.tokens[:-1] for choices in requests for choice in choices)
     shared = sum(common_length(a, b) for a, b in pairwise(inputs))
     distinct = sum(map(len, inputs)) - shared
@@ -115,6 +116,10 @@ def print_floor(model: nn.Module, requests: Sequence[Choices], reached: float) -
     print(
         f"floor: {operations / rate:.2f} s for {distinct} distinct tokens, {len(scored)} of them scored, "
         f"at {rate / 1e9:.0f} GFLOP/s; reached {operations / rate / reached:.0%} of it"
+    )
+    more = 2 * sum(sizes.values()) * peer_tokens / operations
+    print(
+        f"lm-eval's arithmetic is {more:.2f} times as much: the ratio at equal rates without any other work"
     )
 
 
