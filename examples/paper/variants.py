@@ -69,6 +69,8 @@ FULL = (
     ("small-gap-choice2", ("cross-entropy, 3 epochs", "default, 3 epochs")),
     ("small-gap-chain", ("cross-entropy, 3 epochs", "default, 3 epochs")),
     ("large-gap-chain", ("cross-entropy, 3 epochs", "default, 3 epochs")),
+    ("other-tokenizer-chain", ("cross-entropy, 3 epochs", "default, 3 epochs")),
+    ("small-gap-summary", ("cross-entropy, 3 epochs", "default, 3 epochs")),
     # Recipes beside the default, last: they are the first to go where time is short.
     ("small-gap-choice2", ("truth_weighted", "paper, T=1", "old_only", "default, T=2", "KL to new alone")),
     ("small-gap-chain", ("truth_weighted", "paper, T=1", "old_only", "default, T=2")),
