@@ -48,6 +48,7 @@ SHOWN = ("cross-entropy", "paper", "default", "cross-entropy, 3 epochs", "defaul
 
 def overview(scenarios: Mapping[str, Mapping[str, Mapping[str, Cell]]]) -> str:
     """One row a scenario: the mean change of NFR in percent and, in brackets, that of the score in points."""
+    most = max(len(variants["new model"]) for variants in scenarios.values())
     rows = [f"| | {' | '.join(SHOWN)} |", f"| --- |{' --- |' * len(SHOWN)}"]
     for scenario, variants in scenarios.items():
         plain = variants["new model"]
@@ -60,7 +61,8 @@ def overview(scenarios: Mapping[str, Mapping[str, Mapping[str, Cell]]]) -> str:
             flips, _ = mean_and_half_width([relative(by_pair[p]["nfr"], plain[p]["nfr"]) for p in plain])
             gain, _ = mean_and_half_width([100 * (by_pair[p]["score"] - plain[p]["score"]) for p in plain])
             figures.append(f"{flips:+.0f}% ({gain:+.1f})")
-        rows.append(f"| {scenario} | {' | '.join(figures)} |")
+        few = f" ({len(plain)} of {most} pairs)" if len(plain) < most else ""
+        rows.append(f"| {scenario}{few} | {' | '.join(figures)} |")
     return "\n".join(rows)
 
 
