@@ -22,6 +22,7 @@ WORDS = [
     "way",
 ]
 QUICK = {
+    "tokens": "all",
     "rank": 4,
     "alpha": 8.0,
     "batch_size": 4,

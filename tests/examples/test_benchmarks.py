@@ -2,11 +2,15 @@
 
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from pytest_muscle.golden import GoldenCase
+from pytest_muscle.models.checkpoint import load_model, load_tokenizer, resolve_checkpoint
 from pytest_muscle.models.local.encoding import Continuation
 
 FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
@@ -32,49 +36,110 @@ def case(number: int, answer: int = 0) -> GoldenCase:
 
 
 @pytest.mark.parametrize(
-    ("theirs", "same", "agree"),
+    ("moved", "same", "agree"),
     [
-        ([(-1.0, -2.0), (-3.0, -1.0)], 2, True),
-        ([(-1.001, -2.0), (-3.0, -1.0)], 2, True),
-        ([(-1.003, -2.0), (-3.0, -1.0)], 2, False),
-        ([(-1.0, -2.0), (-3.0, -3.1)], 1, False),
+        ((0.0, 0.0), 2, True),
+        # Within what rounding may do, and beyond it, where float64 decides: for this package.
+        ((0.0005, 0.0), 2, True),
+        ((0.0020, 0.0), 2, True),
+        ((0.0, -99.0), 1, False),
     ],
 )
 def test_agreement_is_by_choice_and_distance(
-    script, theirs: list[tuple[float, ...]], same: int, agree: bool, capsys: pytest.CaptureFixture[str]
+    script, tiny_model: Path, moved: tuple[float, float], same: int, agree: bool, capsys
 ) -> None:
-    ours = [(-1.0, -2.0), (-3.0, -1.0)]
-    assert script("agree_with_lm_eval.py")["report"]([case(0), case(1)], ours, theirs, 2e-3) is agree
+    agreement = script("agree_with_lm_eval.py")
+    cases = [case(0), case(1)]
+    ours = agreement["score_here"](str(tiny_model), cases)
+    best = max(range(2), key=ours[1].__getitem__)
+    theirs = [
+        tuple(value + moved[0] for value in ours[0]),
+        tuple(value + moved[1] * (i == best) for i, value in enumerate(ours[1])),
+    ]
+    assert agreement["report"](cases, ours, theirs, str(tiny_model)) is agree
     assert f"same choice: {same} of 2 cases" in capsys.readouterr().out
 
 
+def test_what_float64_contradicts_is_no_agreement(script, tiny_model: Path, capsys) -> None:
+    agreement = script("agree_with_lm_eval.py")
+    theirs = agreement["score_here"](str(tiny_model), [case(0)])
+    ours = [tuple(value + 0.01 for value in theirs[0])]
+    assert not agreement["report"]([case(0)], ours, theirs, str(tiny_model))
+    assert "1 cases; from float64, 1 of them" in capsys.readouterr().out
+
+
 def test_shots_are_answered_and_not_asked(script) -> None:
-    (asked,) = script("multiple_choice.py")["few_shot"]([case(0), case(1, answer=1), case(2)], 2)
-    assert asked.id == "2"
-    assert asked.prompt == "Q0: yes\n\nQ1: no\n\nQ2:"
+    cases = [case(0), case(1, answer=1), case(2)]
+    (asked,) = script("multiple_choice.py")["few_shot"](cases, 2)
+    shots = [each for each in cases if each.id != asked.id]
+    right = {"0": "Q0: yes\n\n", "1": "Q1: no\n\n", "2": "Q2: yes\n\n"}
+    assert len(shots) == 2
+    assert asked.prompt in {
+        "".join(right[each.id] for each in order) + f"Q{asked.id}:" for order in (shots, shots[::-1])
+    }
+
+
+def test_further_choices_are_those_of_the_next_cases(script) -> None:
+    cases = [replace(case(i), choices=(f"a{i}", f"b{i}")) for i in range(3)]
+    wide = script("multiple_choice.py")["widened"](cases, 4)
+    assert [each.choices for each in wide] == [
+        ("a0", "b0", "a1", "b1"),
+        ("a1", "b1", "a2", "b2"),
+        ("a2", "b2", "a0", "b0"),
+    ]
+    assert [each.answer for each in wide] == [each.answer for each in cases]
 
 
 def test_the_floor_counts_each_distinct_token_once(script, capsys: pytest.CaptureFixture[str]) -> None:
-    import torch
-
     choices = (Continuation((1, 2, 3, 4), 2), Continuation((1, 2, 3, 5, 6), 3), Continuation((1, 2, 7), 1))
-    script("multiple_choice.py")["print_floor"](torch.nn.Linear(2, 2), [choices, choices[:1]], 1.0)
+    script("multiple_choice.py")["print_floor"](torch.nn.Linear(2, 2), [choices, choices[:1]], 1.0, 12)
     # Inputs 1 2 3, 1 2 3 5 and 1 2: four distinct; scored after 1 2, 1 2 3 and 1 2 3 5.
-    assert "for 4 distinct tokens, 3 of them scored" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "for 4 distinct tokens, 3 of them scored" in told
+    assert "arithmetic is 3.00 times as much" in told
 
 
-def test_contestants_take_turns(script) -> None:
+def test_contestants_take_turns_and_go_on_from_the_log(script, tmp_path: Path) -> None:
     order = []
     measuring = script("measuring.py")
-    seconds = measuring["interleaved"](2, {"a": lambda: order.append("a"), "b": lambda: order.append("b")})
-    assert order == ["a", "b", "a", "b"]
-    assert [len(values) for values in seconds.values()] == [2, 2]
+    layer = torch.nn.Linear(3, 1)
+
+    def runner(name: str, rows: int):
+        def run() -> str:
+            order.append(name)
+            layer(torch.zeros(rows, 3))
+            return name
+
+        return measuring["Contestant"](run, layer)
+
+    contestants = {measuring["HERE"]: runner("a", 2), "peer": runner("b", 5)}
+    for rounds in (2, 1):
+        done = measuring["interleaved"](rounds, contestants, tmp_path / "log")
+    assert order == ["a", "b"] * 3
+    assert len(done) == 3
+    assert [(each.answer, each.tokens) for each in contestants.values()] == [("a", 6), ("b", 15)]
 
 
-def test_generation_benchmark_compares_texts(script, tiny_model: Path, tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize("same", [True, False])
+def test_generation_benchmark_compares_texts(script, tiny_model: Path, tmp_path: Path, capsys, same) -> None:
     golden = tmp_path / "golden.jsonl"
     golden.write_text('{"prompt": "where is it?", "answer": "x"}\n{"prompt": "why?", "answer": "y"}\n')
+    checkpoint = resolve_checkpoint(str(tiny_model))
+    model, tokenizer = load_model(checkpoint, device="cpu"), load_tokenizer(checkpoint)
+
+    def written(peer: object, cases: list[GoldenCase]) -> list[str]:
+        texts = []
+        for each in cases:
+            tokens = tokenizer(each.prompt, return_tensors="pt")
+            made = model.generate(**tokens, max_new_tokens=each.max_new_tokens, do_sample=False)
+            text = tokenizer.decode(made[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
+            texts.append(text if same else text + "!")
+        return texts
+
+    main = script("generation.py")["main"]
+    main.__globals__["harness"] = lambda spec, size: SimpleNamespace(model=model)
+    main.__globals__["written"] = written
     with pytest.raises(SystemExit) as ended:
-        script("generation.py")["main"]([str(tiny_model), str(golden), "--new-tokens", "5", "--rounds", "1"])
-    assert ended.value.code == 0
-    assert "same text: 2 of 2 prompts" in capsys.readouterr().out
+        main([str(tiny_model), str(golden), "--new-tokens", "5", "--rounds", "1"])
+    assert ended.value.code == (not same)
+    assert f"same text: {2 * same} of 2 prompts" in capsys.readouterr().out
