@@ -211,10 +211,10 @@ def plot(scenarios: Mapping[str, Mapping[str, Mapping[str, Cell]]]) -> str:
         middle = top + step * row + step / 2
         parts.append(f'<text x="8" y="{middle + 4}">{scenario}</text>')
         for number, (name, colour) in enumerate(shown.items()):
-            pairs = [p for p in variants["new model"] if p in variants.get(name, {})]
-            if not pairs:
-                continue
             plain = variants["new model"]
+            pairs = [p for p in plain if p in variants.get(name, {})]
+            if len(pairs) < len(plain):
+                continue
             mean, half = mean_and_half_width(
                 [relative(variants[name][p]["nfr"], plain[p]["nfr"]) for p in pairs]
             )
