@@ -46,7 +46,7 @@ def plugins(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def coverage(session: nox.Session) -> None:
-    """What the fast tests cover; ``[tool.coverage]`` in pyproject.toml holds the floor."""
+    """Which lines and branches the fast tests cover."""
     install(session, "pytest-cov")
     session.run("pytest", "-n", "2", "--cov", "--cov-report=term-missing:skip-covered", *session.posargs)
 
