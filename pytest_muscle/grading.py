@@ -149,8 +149,11 @@ def _grade_exact(case: GoldenCase, text: str) -> Grade:
         extracted = extract(case.extract, text) if case.extract else text
     except TimeoutError:
         return _unjudged(f"expression {case.extract!r} took over {EXTRACTION_SECONDS:g} s on the response")
+    try:
+        right = {normalise(case, _final(case, str(accepted))) for accepted in case.answer}
+    except TimeoutError:
+        return _unjudged(f"expression {case.extract!r} took over {EXTRACTION_SECONDS:g} s on the answer")
     answer = normalise(case, extracted)
-    right = {normalise(case, _final(case, str(accepted))) for accepted in case.answer}
     correct = answer is not None and answer in right
     return Grade(correct, answer, float(correct))
 

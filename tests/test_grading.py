@@ -213,6 +213,8 @@ def test_an_expression_that_backtracks_for_ever_is_stopped(monkeypatch):
     monkeypatch.setattr("pytest_muscle.grading.EXTRACTION_SECONDS", 0.2)
     found = answered("x" * 5000, "4", extract="(x+x+)+y")
     assert found.error == "expression '(x+x+)+y' took over 0.2 s on the response"
+    found = answered("4", "x" * 5000, extract="(x+x+)+y")
+    assert found.error == "expression '(x+x+)+y' took over 0.2 s on the answer"
     assert found.correct is None
 
 
