@@ -70,22 +70,29 @@ class PromptfooModel:
 def golden_records(path: Path) -> Iterator[tuple[int, Record]]:
     """Make golden records of the tests: the prompts as they were sent, and what is asserted of the output.
 
-    The same prompt to several providers is one case. Each test needs one assertion of the kinds
+    The same prompt to several providers is one case; a test's id under several prompts is told apart by a
+    digest of the prompt. Each test needs one assertion of the kinds
     ``equals``, ``contains`` and ``icontains``; raises MuscleError naming a test without.
     """
-    made = set()
+    made: dict[str, tuple[int, str, str, Record]] = {}
+    prompts: dict[str, set[str]] = {}
     for number, row in enumerate(_read(path), 1):
         try:
-            record = {**_prompt(row["prompt"]["raw"]), **_truth(row["testCase"].get("assert") or [])}
+            asked = str(row["prompt"]["raw"])
+            record = {**_prompt(asked), **_truth(row["testCase"].get("assert") or [])}
             name = _name(row)
         except (KeyError, TypeError, AttributeError):
             raise _not_a_row(path, number) from None
         except ValueError as error:
             raise MuscleError(f"{path}: result {number} (test {row.get('testIdx')}): {error}") from None
-        content = json.dumps([name, record])
-        if content not in made:
-            made.add(content)
-            yield number, {"id": name, **record}
+        made.setdefault(json.dumps([name, record]), (number, name, asked, record))
+        prompts.setdefault(name, set()).add(asked)
+    for number, name, asked, record in made.values():
+        yield number, {"id": f"{name}-{_digest(asked)}" if len(prompts[name]) > 1 else name, **record}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def logs_in(folder: Path) -> list[Path]:
@@ -149,7 +156,7 @@ def _name(row: Record) -> str:
     for place in (row["testCase"].get("metadata") or {}, row.get("vars") or {}):
         if isinstance(place.get("id"), str | int) and not isinstance(place["id"], bool):
             return str(place["id"])
-    return hashlib.sha256(str(row["prompt"]["raw"]).encode()).hexdigest()[:12]
+    return _digest(str(row["prompt"]["raw"]))
 
 
 def _chat(prompt: str) -> Messages:

@@ -156,6 +156,21 @@ def test_tests_as_golden_cases_once_for_all_providers(write):
     ]
 
 
+def test_a_tests_id_under_several_prompts_is_several_cases(write):
+    path = write(
+        *(
+            row(0, f"{how}: 2+2?", output, provider, metadata={"id": "sum"})
+            for how, output in (("Say", "4"), ("Repeat", "5"))
+            for provider in ("old", "new")
+        )
+    )
+    cases = golden(path)
+    assert [each.prompt for each in cases] == ["Say: 2+2?", "Repeat: 2+2?"]
+    assert len({each.id for each in cases}) == 2
+    assert all(each.id.startswith("sum-") for each in cases)
+    assert [each.text for each in respond(f"{path}#new", *cases)] == ["4", "5"]
+
+
 @pytest.mark.parametrize(
     ("asserts", "message"),
     [
