@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from pytest_muscle.bias import inherited_errors
@@ -44,12 +45,9 @@ def _is_answered(case: GoldenCase) -> bool:
     return case.task != "generation"
 
 
-def _rate_of(flips: frozenset[Flip]) -> Callable[[Sequence[CaseResult]], Rate | None]:
-    def measure(results: Sequence[CaseResult]) -> Rate | None:
-        judged = [result.flip for result in results if result.flip is not None]
-        return Rate(sum(flip in flips for flip in judged), len(judged)) if judged else None
-
-    return measure
+def _rate(flips: frozenset[Flip], results: Sequence[CaseResult]) -> Rate | None:
+    judged = [result.flip for result in results if result.flip is not None]
+    return Rate(sum(flip in flips for flip in judged), len(judged)) if judged else None
 
 
 def _accuracy_drop(results: Sequence[CaseResult]) -> AccuracyDrop | None:
@@ -79,8 +77,8 @@ def _errors(results: Sequence[CaseResult]) -> Rate | None:
 _NFR = frozenset({Flip.NEGATIVE})
 _NFR_MC = frozenset({Flip.NEGATIVE, Flip.INCONSISTENCY})
 BUDGETS: Mapping[str, Budget] = {
-    "max_nfr": Budget(_rate_of(_NFR), _NFR),
-    "max_nfr_mc": Budget(_rate_of(_NFR_MC), _NFR_MC, _is_answered),
+    "max_nfr": Budget(partial(_rate, _NFR), _NFR),
+    "max_nfr_mc": Budget(partial(_rate, _NFR_MC), _NFR_MC, _is_answered),
     "max_accuracy_drop": Budget(_accuracy_drop, needs=_is_answered),
     "max_mean_regression": Budget(_mean_regression, needs=lambda case: not _is_answered(case)),
     "max_error_rate": Budget(_errors, is_for_flips=False),

@@ -4,11 +4,14 @@ import itertools
 
 import numpy as np
 import pytest
-from cases import OTHER, RIGHT, SET, WRONG, result, results, scored
+from cases import OTHER, RIGHT, SET, WRONG, result, results, scored, unused
+from scipy.stats import binomtest
 
-from pytest_muscle.gates import Judge, Ruling, Verdict, decide, idle_budgets, plan
+from pytest_muscle.gates import Judge, Outcome, Ruling, Verdict, decide, idle_budgets, plan
+from pytest_muscle.models import Response
+from pytest_muscle.sampling import compare_draws
 from pytest_muscle.settings import Threshold
-from pytest_muscle.statistics import newcombe, wilson
+from pytest_muscle.statistics import cases_for_rate, newcombe, wilson
 
 PAIR = {"both": 222, "lost": 64, "won": 293, "same": 58, "other": 682}
 """GSM8K, recorded solutions of two models: 64 negative flips in 1,319 cases."""
@@ -187,6 +190,20 @@ def test_where_every_call_failed_a_rate_of_flips_is_not_judged():
     assert "max_nfr has nothing to judge: no case could be judged" in gate.verdict()
 
 
+@pytest.mark.parametrize("name", ["max_nfr", "max_accuracy_drop", "max_error_rate", "max_excess_nfr"])
+def test_a_gate_of_which_nothing_is_answered_is_not_judged(name):
+    members = results(both=3)
+    (gate,) = decide(plan([each.case for each in members], [Threshold(name, 0.1)]), [])
+    assert (gate.ruling, gate.value) == ("unjudged", None)
+    assert gate.verdict() == f"0 of 3 cases answered: {name} cannot be judged on a part"
+
+
+def test_a_score_of_which_nothing_is_answered_is_not_judged():
+    cases = [scored(0.5, 0.5).case]
+    (gate,) = decide(plan(cases, [Threshold("max_mean_regression", 0.1)]), [])
+    assert (gate.ruling, gate.value) == ("unjudged", None)
+
+
 def test_a_gate_is_not_judged_on_a_part():
     members = results(both=10)
     planned = plan([each.case for each in members], [Threshold("max_nfr", 0.0)])
@@ -199,6 +216,54 @@ def test_accepted_flips_are_left_out():
     members = results(both=8, lost=2)
     gate = one(members, "max_nfr", 0.1, accepted={members[-1].case.key})
     assert (gate.value, gate.accepted, gate.ruling) == (0.1, 1, "passed")
+
+
+def test_an_accepted_flip_is_no_drop_of_the_accuracy():
+    members = [*results(both=6, lost=2), *results(won=1, same=1, start=8)]
+    gate = one(members, "max_accuracy_drop", 0.0, accepted={members[6].case.key})
+    assert (gate.value, gate.accepted) == (0.0, 1)
+    low, high = newcombe(7, 1, 1, 1)
+    assert gate.interval == pytest.approx((max(-high, 0), -low))
+    drift = [*results(both=6, lost=2), *results(other=2, start=8)]
+    gate = one(drift, "max_accuracy_drop", 0.0, accepted={drift[-1].case.key})
+    assert gate.value == 0.2
+
+
+def test_an_accepted_drift_stays_wrong():
+    members = [*results(both=6, lost=1), *results(other=2, start=7)]
+    gate = one(members, "max_nfr_mc", 0.3, accepted={members[-1].case.key})
+    assert (gate.value, gate.accepted, gate.answered) == (pytest.approx(2 / 9), 1, 9)
+
+
+def test_an_accepted_fall_of_a_score_is_none():
+    members = [scored(0.8, 0.8 - loss, f"case-{i}") for i, loss in enumerate([0.2, 0.4, 0.0])]
+    gate = one(members, "max_mean_regression", 0.3, accepted={members[1].case.key})
+    assert (gate.value, gate.accepted) == (pytest.approx(0.2), 1)
+    none_left = one(members, "max_mean_regression", 0.0, accepted={each.case.key for each in members})
+    assert (none_left.value, none_left.ruling) == (0.0, "passed")
+    assert one(members, "max_nfr", 0.5, accepted={members[1].case.key}).value == pytest.approx(1 / 3)
+
+
+def test_an_accepted_flip_flips_as_often_as_the_old_model_does_by_itself():
+    answers = {RIGHT: Response(RIGHT), WRONG: Response(WRONG)}
+
+    def drawn(name, old, new):
+        case = result(RIGHT, RIGHT, name).case
+        sides = [[[answers[text]] for text in side] for side in (old, new)]
+        return compare_draws([case], *sides, unused)[0]
+
+    members = [drawn("noisy", "1122", "2222"), drawn("lost", "1111", "2222"), drawn("kept", "11", "11")]
+    own = 2 * 2 / (4 * 3)
+    gate = one(members, "max_excess_nfr", 0.5)
+    assert gate.value == pytest.approx((0.5 + 1 - own) / 3)
+    accepted = one(members, "max_excess_nfr", 0.5, accepted={members[1].case.key})
+    assert (accepted.value, accepted.accepted) == (pytest.approx((0.5 - own) / 3), 1)
+
+
+def test_a_case_that_could_not_be_judged_cannot_be_accepted_away():
+    members = results(both=3, failed=1)
+    gate = one(members, "max_error_rate", 0.0, accepted={members[-1].case.key})
+    assert (gate.value, gate.ruling) == (0.25, "failed")
 
 
 # What the sample can say
@@ -260,10 +325,53 @@ def test_the_correction_is_stated(pair):
     assert all("corrected for 2 gates" in gate.details()[0] for gate in gates)
 
 
-def test_json_holds_the_ruling():
-    plain = one(results(both=98, lost=2), "max_nfr", 0.01, "significant").to_dict()
-    assert (plain["passed"], plain["ruling"], plain["decision"]) == (None, "inconclusive", "significant")
-    assert plain["interval"] == pytest.approx(list(wilson(2, 100)))
+def test_the_text_of_a_gate_without_interval_or_with_accepted_flips():
+    single = one([scored(0.5, 0.25)], "max_mean_regression", 0.5)
+    assert single.verdict() == "mean_regression 0.2500 is within the budget of 0.5"
+    members = results(both=8, lost=2)
+    gate = one(members, "max_nfr", 0.1, accepted={members[-1].case.key})
+    assert gate.verdict().endswith("to 0.4042) without 1 accepted")
+    assert "is over the budget of 0.05 (" in one(members, "max_nfr", 0.05).verdict()
+    assert "is within the budget of 0.2 (" in one(members, "max_nfr", 0.2).verdict()
+
+
+def test_one_answer_for_the_better_may_reverse_a_gate():
+    gate = one(results(both=97, lost=3), "max_nfr", 0.02)
+    assert (gate.reversal, gate.details()[0]) == (
+        -1,
+        "1 answer changed for the better would reverse this",
+    )
+
+
+def test_a_p_value_of_one_is_not_worth_telling():
+    gate = one(results(both=98, lost=2), "max_nfr", 0.05, "significant")
+    assert (gate.p, gate.tests) == (1.0, 1)
+    assert not any(told.startswith("p = ") for told in gate.details())
+
+
+def test_json_holds_the_ruling_and_what_it_rests_on():
+    members = results(both=97, lost=3)
+    gate = one(members, "max_nfr", 0.01, "significant", accepted={members[-1].case.key})
+    expected = {
+        "name": "max_nfr",
+        "scope": SET,
+        "limit": 0.01,
+        "value": 0.02,
+        "interval": list(wilson(2, 100)),
+        "passed": None,
+        "ruling": "inconclusive",
+        "decision": "significant",
+        "inconclusive": "warn",
+        "accepted": 1,
+        "p": pytest.approx(binomtest(2, 100, 0.01, alternative="greater").pvalue),
+        "tests": 1,
+        "needed": cases_for_rate(0.02, 0.01),
+        "reversal": gate.reversal,
+        "zero_tolerance": False,
+    }
+    assert gate.to_dict() == expected
+    assert one([scored(0.5, 0.25)], "max_mean_regression", 0.5).to_dict()["interval"] is None
+    assert one(results(both=5), "max_nfr", 0.01).to_dict()["zero_tolerance"] is True
 
 
 # Cases
@@ -284,6 +392,54 @@ CASES = [result(RIGHT, RIGHT, "kept"), result(RIGHT, WRONG, "lost"), result(WRON
 
 def test_without_a_budget_every_flip_fails():
     assert verdicts(CASES) == [Verdict.PASSED, Verdict.FAILED, Verdict.FAILED]
+
+
+def test_every_verdict_but_a_pass_has_its_reason():
+    lost = CASES[:2]
+    judge = Judge(judged(lost))
+    assert judge.outcome(lost[0]).reason == ""
+    assert judge.outcome(lost[1]).reason == "negative flip"
+    assert judge.outcome(lost[1], "") == Outcome(
+        Verdict.ACCEPTED, "negative flip, accepted: no reason given yet"
+    )
+    assert judge.outcome(lost[1], "was never right") == Outcome(
+        Verdict.ACCEPTED, "negative flip, accepted: was never right"
+    )
+    assert Judge([]).outcome(result(RIGHT, None)) == Outcome(Verdict.ERROR, "new model: it timed out")
+
+    def reason(members, *thresholds, **how):
+        return outcomes(members, *thresholds, **how)[-1].reason
+
+    assert reason(CASES, Threshold("max_nfr", 0.5)) == (
+        "inconsistency flip, tolerated: no budget is set for it"
+    )
+    assert reason(lost, Threshold("max_nfr", 0.5)) == (
+        "negative flip, tolerated: within max_nfr = 0.5 (0.5000)"
+    )
+    assert reason(lost, Threshold("max_nfr", 0.4)) == "negative flip, over budget: max_nfr = 0.4 (0.5000)"
+    many = results(both=95, lost=5)
+    assert reason(many, Threshold("max_nfr", 0.06, decision="assured")) == (
+        "negative flip, not surely within budget: max_nfr = 0.06 (0.0500)"
+    )
+    assert reason(many, Threshold("max_nfr", 0.04, decision="significant")) == (
+        "negative flip, tolerated: not surely over max_nfr = 0.04 (0.0500)"
+    )
+
+
+def test_a_flip_whose_budget_could_not_be_judged_fails_and_says_so():
+    planned = plan([each.case for each in CASES], [Threshold("max_nfr", 1.0)])
+    outcome = Judge(decide(planned, CASES[:2])).outcome(CASES[1])
+    assert outcome.verdict is Verdict.FAILED
+    assert outcome.reason.startswith("negative flip; 2 of 3 cases answered")
+
+
+def test_a_flip_weighs_where_it_can_fail_or_uses_up_a_budget():
+    kept, lost, drift = CASES
+    failed = result(RIGHT, None)
+    unbudgeted = Judge([])
+    assert [unbudgeted.weighs(each) for each in (kept, lost, drift, failed)] == [False, True, True, False]
+    budgeted = Judge(judged(CASES, Threshold("max_nfr", 0.5)))
+    assert [budgeted.weighs(each) for each in (kept, lost, drift, failed)] == [False, True, False, False]
 
 
 def test_within_a_budget_its_flips_are_tolerated():
@@ -365,4 +521,17 @@ def test_a_budget_that_meets_no_case_is_told_of():
         "the budget max_nfr, slice lang=de_ meets no case; did you mean 'lang=de'?",
         "the budget max_mean_regression meets no case",
         "the budget max_nfr of golden/other.jsonl meets no case",
+    ]
+
+
+def test_a_budget_of_a_pair_of_tags_is_told_of_where_pairs_are_none():
+    cases = [result(RIGHT, RIGHT, tags={"lang": "de", "topic": "law"}).case]
+    budget = [Threshold("max_nfr", 0.1, slice="lang=de,topic=law_")]
+    told = "the budget max_nfr, slice lang=de,topic=law_ meets no case"
+    assert idle_budgets(budget, plan(cases, budget), cases) == [told]
+    with_pairs = idle_budgets(budget, plan(cases, budget, pairs=True), cases, pairs=True)
+    assert with_pairs == [f"{told}; did you mean 'lang=de,topic=law'?"]
+    known = [Threshold("max_mean_regression", 0.1, slice="lang=de")]
+    assert idle_budgets(known, plan(cases, known), cases) == [
+        "the budget max_mean_regression, slice lang=de meets no case"
     ]

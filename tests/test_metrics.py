@@ -147,6 +147,7 @@ def test_the_interval_of_the_mean_change_is_near_scipys_and_always_the_same():
 def test_plain_data_for_json():
     plain = measure(results(**KINDS)).to_dict()
     assert plain["nfr"] == 3 / 24
+    assert plain["counts"]["negative_flip"] == 3
     assert plain["intervals"]["nfr"] == list(measure(results(**KINDS)).intervals["nfr"])
     assert {
         "n",

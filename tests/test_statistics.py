@@ -21,6 +21,7 @@ from pytest_muscle.statistics import (
     hypergeometric_tail,
     mcnemar,
     newcombe,
+    student,
     values_for_mean,
     wilson,
 )
@@ -121,6 +122,20 @@ def test_bootstrap_follows_the_skew_as_scipy_does():
         (values,), np.mean, n_resamples=5_000, method="percentile", rng=np.random.default_rng(3)
     ).confidence_interval
     assert bootstrap_mean(values) == pytest.approx(theirs, abs=0.02)
+
+
+def test_bootstrap_does_not_care_about_the_order_of_the_values():
+    values = np.random.default_rng(6).exponential(1.0, 60)
+    assert bootstrap_mean(values[::-1]) == bootstrap_mean(values)
+
+
+def test_bootstrap_of_one_value_is_that_value():
+    assert bootstrap_mean([0.25]) == (0.25, 0.25)
+
+
+@pytest.mark.parametrize("freedom", [*range(1, 12), 29, 30, 498, 4_999])
+def test_students_quantile_is_scipys(freedom):
+    assert student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-11)
 
 
 @pytest.mark.parametrize("n", [8, 30])
