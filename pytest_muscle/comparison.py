@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import pandas
 
 SCHEMA = "pytest-muscle/1"
+DECIMALS = 3
+"""Of log-likelihoods in the JSON result: the rounding of a batch or a machine hardly ever reaches them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +318,8 @@ class Comparison:
 
 def _side(response: Response | None, grade: Grade) -> dict[str, Any]:
     plain = encode_response(response) if response else {}
+    if response and response.loglikelihoods:
+        plain["loglikelihoods"] = [round(value, DECIMALS) for value in response.loglikelihoods]
     return {**plain, "answer": grade.answer, "correct": grade.correct, "score": grade.score}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -285,6 +286,7 @@ def test_draws_are_asked_apart_and_kept_apart(folder, monkeypatch):
         "    return '12'[case.draw % 2]\n"
     )
     monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "assistants", raising=False)
     models = {"fixed": {"spec": "python:assistants:noisy", "revision": "1"}}
     for _ in range(2):
         comparison = compare("fixed", "recorded:new.jsonl", "golden.jsonl", samples=3, models=models)
