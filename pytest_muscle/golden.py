@@ -249,6 +249,8 @@ _READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
     ".parquet": _read_parquet,
 }
 SUFFIXES = tuple(_READERS)
+LINED = (".jsonl", ".ndjson")
+"""Those whose records are lines."""
 _STRUCTURED = {
     "choices",
     "messages",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
@@ -32,8 +33,9 @@ class Grade:
     """What a response is worth.
 
     ``correct`` is None for generation, which has a ``score`` instead. ``answer`` is what is compared
-    between the models: the index of the choice, the extracted and normalised answer, or the text;
-    None when the model gave none. ``error`` says why a response could not be judged at all.
+    between the models: the index of the choice, the extracted and normalised answer, or the text, of
+    which a long one is kept as its beginning and a digest; None when the model gave none. ``error``
+    says why a response could not be judged at all.
     """
 
     correct: bool | None
@@ -62,10 +64,41 @@ def grade(
         else:
             similar[case.metric].append(i)
     for metric, indices in similar.items():
-        pairs = [(responses[i].text or "", cases[i].answer) for i in indices]  # type: ignore[union-attr]
-        for i, score in zip(indices, similarity(metric, pairs), strict=True):  # type: ignore[arg-type]
-            grades[i] = Grade(None, responses[i].text, score)  # type: ignore[union-attr]
+        for part in _texts(indices, responses):
+            pairs = [(text, cases[i].answer) for i, text in part.items()]
+            scores = similarity(metric, pairs)  # type: ignore[arg-type]
+            for (i, text), score in zip(part.items(), scores, strict=True):
+                grades[i] = Grade(None, _kept(text), score)
     return [each for each in grades if each is not None]
+
+
+_TOGETHER = 2**24
+"""Characters of responses that are held at once to be scored."""
+
+
+def _texts(indices: Sequence[int], responses: Sequence[Response | None]) -> Iterator[dict[int, str]]:
+    part: dict[int, str] = {}
+    held = 0
+    for i in indices:
+        response = responses[i]
+        part[i] = (response.text if response else None) or ""
+        held += len(part[i])
+        if held > _TOGETHER:
+            yield part
+            part, held = {}, 0
+    if part:
+        yield part
+
+
+LONG = 1000
+"""Characters of an answer, or of a recorded text, above which it is not kept in memory."""
+
+
+def _kept(answer: str) -> str:
+    if len(answer) <= LONG:
+        return answer
+    digest = hashlib.sha256(answer.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{answer[:LONG]}... ({len(answer):,} characters, SHA-256 {digest[:16]})"
 
 
 def _unjudged(reason: str) -> Grade:
@@ -155,7 +188,7 @@ def _grade_exact(case: GoldenCase, text: str) -> Grade:
         return _unjudged(f"expression {case.extract!r} took over {EXTRACTION_SECONDS:g} s on the answer")
     answer = normalise(case, extracted)
     correct = answer is not None and answer in right
-    return Grade(correct, answer, float(correct))
+    return Grade(correct, answer and _kept(answer), float(correct))
 
 
 def _final(case: GoldenCase, accepted: str) -> str:

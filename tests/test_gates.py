@@ -226,7 +226,8 @@ def test_an_accepted_flip_is_no_drop_of_the_accuracy():
     assert gate.interval == pytest.approx((max(-high, 0), -low))
     drift = [*results(both=6, lost=2), *results(other=2, start=8)]
     gate = one(drift, "max_accuracy_drop", 0.0, accepted={drift[-1].case.key})
-    assert gate.value == 0.2
+    low, high = newcombe(6, 2, 0, 2)
+    assert (gate.value, gate.interval) == (0.2, pytest.approx((max(-high, 0), -low)))
 
 
 def test_an_accepted_drift_stays_wrong():
@@ -258,6 +259,9 @@ def test_an_accepted_flip_flips_as_often_as_the_old_model_does_by_itself():
     assert gate.value == pytest.approx((0.5 + 1 - own) / 3)
     accepted = one(members, "max_excess_nfr", 0.5, accepted={members[1].case.key})
     assert (accepted.value, accepted.accepted) == (pytest.approx((0.5 - own) / 3), 1)
+    noisy = result(RIGHT, RIGHT, "half").case
+    half = compare_draws([noisy], [[answers[t]] for t in "1112"], [[answers[t]] for t in "2222"], unused)[0]
+    assert one([half, members[2]], "max_excess_nfr", 0.5, accepted={noisy.key}).value == 0.0
 
 
 def test_a_case_that_could_not_be_judged_cannot_be_accepted_away():
@@ -335,7 +339,9 @@ def test_the_text_of_a_gate_without_interval_or_with_accepted_flips():
     assert "is within the budget of 0.2 (" in one(members, "max_nfr", 0.2).verdict()
 
 
-def test_one_answer_for_the_better_may_reverse_a_gate():
+def test_one_answer_may_reverse_a_gate():
+    kept = one(results(both=98, lost=2), "max_nfr", 0.02)
+    assert kept.details()[0] == "1 answer changed for the worse would reverse this"
     gate = one(results(both=97, lost=3), "max_nfr", 0.02)
     assert (gate.reversal, gate.details()[0]) == (
         -1,
@@ -495,6 +501,8 @@ def test_a_pair_of_tags_may_have_a_budget():
     budget = Threshold("max_nfr", 0.0, slice="lang=de,topic=law")
     assert verdicts(members, budget, Threshold("max_nfr", 1.0), pairs=True).count(Verdict.FAILED) == 1
     assert [gate.slice for gate in plan([each.case for each in members], [budget])] == []
+    gates = judged(members, budget, Threshold("max_nfr", 1.0), pairs=True)
+    assert {Judge(gates).outcome(each).verdict for each in members} == {Verdict.TOLERATED}
 
 
 def test_a_dataset_has_its_own_budget():

@@ -46,6 +46,17 @@ def graded(case: GoldenCase, response: Response | None) -> Grade:
     return only
 
 
+def test_a_long_answer_is_compared_whole_and_kept_short():
+    long = "x" * 5_000
+    right, wrong = (answered(long + end, long + "!") for end in ("!", "?"))
+    assert (right.correct, wrong.correct) == (True, False)
+    assert right.answer != wrong.answer
+    assert right.answer == answered(f" {long}! ", long).answer
+    assert "5,001 characters" in str(right.answer)
+    assert len(str(right.answer)) < 1_100
+    assert answered("x" * 1_000).answer == "x" * 1_000
+
+
 def answered(text: str, *accepted: str, **fields: object) -> Grade:
     return graded(exact_case(*accepted, **fields), Response(text=text))
 

@@ -152,6 +152,12 @@ def test_bootstrap_of_many_values_goes_over_into_the_normal_interval():
     assert after == pytest.approx(before, abs=0.1 * (after[1] - after[0]))
 
 
+def test_the_normal_interval_of_many_values_is_scipys():
+    values = np.random.default_rng(4).exponential(3.0, 6_000)
+    expected = stats.norm.interval(0.95, values.mean(), stats.sem(values))
+    assert bootstrap_mean(values) == pytest.approx(expected, rel=1e-9)
+
+
 def test_bootstrap_gives_the_same_each_time():
     values = np.random.default_rng(5).random(50).tolist()
     assert bootstrap_mean(values) == bootstrap_mean(values)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import zlib
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from pytest_muscle.errors import MuscleError
-from pytest_muscle.golden import GoldenCase, Record, check_fields, read_records
+from pytest_muscle.golden import LINED, GoldenCase, Record, check_fields, read_records
+from pytest_muscle.grading import LONG
 from pytest_muscle.models import Batch, ModelOptions, Response
 
 FIELDS = ("id", "dataset", "sample", "text", "choice", "loglikelihoods", "error", "method")
@@ -22,7 +27,8 @@ class RecordedModel:
     """Responses of a file, found by the case's id; draws of one case are told apart by ``sample``.
 
     ``dataset`` in a record counts only where several golden datasets use the same id. A case without
-    a record gets a response with an error; records without a case are told in ``notices``.
+    a record gets a response with an error; records without a case are told in ``notices``. Long texts
+    of a JSONL file stay there.
     """
 
     stored = True
@@ -82,6 +88,7 @@ class RecordedModel:
 
     def _read(self) -> dict[str, dict[str | None, dict[int, Response]]]:
         responses: dict[str, dict[str | None, dict[int, Response]]] = {}
+        file = Lines(self.path) if self.path.suffix.lower() in LINED else None
         lines: dict[tuple[str | None, str, int], int] = {}
         for line, record in read_records(self.path):
             try:
@@ -94,11 +101,64 @@ class RecordedModel:
                     f"{self.path}:{line}: a second response with id {case_id!a}, the first is on line "
                     f"{first}; give each draw of a case a 'sample' of its own"
                 )
+            if file is not None and len(response.text or "") > LONG:
+                response = FiledResponse(file, line, response)
             responses.setdefault(case_id, {}).setdefault(dataset, {})[sample] = response
         return responses
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+class Lines:
+    """The lines of a JSONL file, read again by their number (from 1)."""
+
+    def __init__(self, path: Path) -> None:
+        """Note where each line starts; raises MuscleError where the file cannot be read."""
+        self._path = path
+        self._starts, self._checks = array("Q"), array("L")
+        start = 0
+        try:
+            with path.open("rb") as file:
+                for raw in file:
+                    self._starts.append(start)
+                    self._checks.append(zlib.crc32(raw))
+                    start += len(raw)
+        except OSError as error:
+            raise MuscleError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+    def record(self, number: int) -> Record:
+        """Return a line's record; raises MuscleError where the file has changed."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._starts[number - 1])
+                raw = file.readline()
+        except OSError as error:
+            raise MuscleError(f"{self._path}: cannot be read: {error.strerror or error}") from None
+        if zlib.crc32(raw) != self._checks[number - 1]:
+            raise MuscleError(f"{self._path}:{number}: the file was changed during the run; run again")
+        return json.loads(raw.removeprefix(b"\xef\xbb\xbf"))  # type: ignore[no-any-return]
+
+
+class FiledResponse(Response):
+    """A response whose text is long and stays in its file: it is read whenever it is looked at."""
+
+    __slots__ = ("_line", "_lines")
+    _lines: Lines
+    _line: int
+
+    def __init__(self, lines: Lines, line: int, response: Response) -> None:
+        """Stand for ``response``, which was read from this line."""
+        object.__setattr__(self, "_lines", lines)
+        object.__setattr__(self, "_line", line)
+        for each in fields(response):
+            if each.name != "text":
+                object.__setattr__(self, each.name, getattr(response, each.name))
+
+    @property
+    def text(self) -> str:
+        """The text; raises MuscleError where the file has changed."""
+        return str(self._lines.record(self._line)["text"])
 
 
 def missing_notice(path: Path, batch: Batch) -> list[str]:

@@ -220,6 +220,28 @@ def test_in_a_wrong_text_the_teacher_counts_that_believes_less_in_it():
     assert loss.from_old.item() == pytest.approx(expected.sum().item())
 
 
+@pytest.mark.parametrize("mask", ["token_likelihood", "sequence_likelihood"])
+def test_a_student_that_is_as_sure_as_the_old_model_learns_from_the_new_one(mask):
+    (student, _, new), labels = batch(torch.float64, "none")
+    rows = [logits[:, :-1].flatten(0, 1) for logits in (student, student, new)]
+    targets = labels[:, 1:].flatten()
+    sequence = torch.arange(BATCH).repeat_interleave(TOKENS - 1)
+    assert not old_weight(mask, *rows, targets, sequence).any()
+    surer = rows[1].clone()
+    surer[torch.arange(len(targets)), targets] += 0.01
+    assert old_weight(mask, rows[0], surer, rows[2], targets, sequence).all()
+
+
+def test_no_tokens_have_no_loss():
+    nothing = torch.zeros(0, VOCABULARY, requires_grad=True)
+    sources = [TokenLogits(logits, VOCABULARY) for logits in (nothing, nothing.detach(), nothing.detach())]
+    none = torch.zeros(0, dtype=torch.long)
+    for mask in get_args(Mask):
+        loss = token_loss(*sources, none, Recipe(mask), sequence=none)
+        loss.total.backward()
+        assert (loss.total.item(), loss.from_old.item()) == (0.0, 0.0)
+
+
 def test_the_hard_masks_ask_each_teacher_for_its_own_tokens_only():
     (student, old, new), labels = batch(torch.float64, "none")
     rows, targets = student[:, :-1].flatten(0, 1), labels[:, 1:].flatten()

@@ -2,13 +2,16 @@
 
 import json
 import math
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.golden import GoldenCase
+from pytest_muscle.grading import grade
 from pytest_muscle.models import Response, open_model
+from pytest_muscle.store import encode_response
 
 
 def case(name: str, dataset: str = "d.jsonl") -> GoldenCase:
@@ -98,7 +101,66 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path):
 def test_lone_surrogates_and_a_megabyte_pass_through(tmp_path):
     text = "\ud800\x1b[31m" + "x" * 1_000_000
     path = record(tmp_path / "r.jsonl", {"id": "\udfff", "text": text})
-    assert respond(path, case("\udfff"))[0] == [Response(text=text)]
+    (response,), _ = respond(path, case("\udfff"))
+    assert response.text == text
+
+
+# Long texts
+
+
+LONG = "Köln " * 40_000
+
+
+def test_long_texts_stay_in_the_file(tmp_path):
+    names = [f"c{i}" for i in range(50)]
+    path = record(tmp_path / "r.jsonl", *({"id": name, "text": name + LONG} for name in names))
+    assert path.stat().st_size > 10_000_000
+    tracemalloc.start()
+    responses, _ = respond(path, *map(case, names))
+    grades = grade(list(map(case, names)), responses, lambda *_: [])
+    held, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 500_000
+    assert most < 4_000_000
+    assert len({each.answer for each in grades}) == 50
+    assert [response.text for response in responses] == [name + LONG for name in names]
+
+
+def test_long_texts_that_are_scored_are_not_held_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("pytest_muscle.grading._TOGETHER", 2 * len(LONG))
+    names = [f"c{i}" for i in range(7)]
+    path = record(tmp_path / "r.jsonl", *({"id": name, "text": name + LONG} for name in names))
+    cases = [GoldenCase(name, "d", "generation", ("4",), metric="rouge1") for name in names]
+    asked = []
+
+    def similarity(metric, pairs):
+        asked.append(len(pairs))
+        return [float(text[1]) for text, _ in pairs]
+
+    assert [each.score for each in grade(cases, respond(path, *cases)[0], similarity)] == list(range(7))
+    assert asked == [2, 2, 2, 1]
+
+
+def test_a_filed_response_is_like_any_other(tmp_path):
+    first = {"id": "a", "text": LONG, "method": "letter", "choice": 1}
+    path = record(tmp_path / "r.jsonl", first, {"id": "b", "text": LONG})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    (one, other), _ = respond(path, case("a"), case("b"))
+    assert (one.choice, one.method, one.choice_method) == (1, "letter", "letter")
+    assert encode_response(one) == {"text": LONG, "choice": 1, "method": "letter"}
+    assert encode_response(other) == {"text": LONG}
+
+
+def test_a_file_that_is_changed_during_the_run_is_noticed(tmp_path):
+    path = record(tmp_path / "r.jsonl", {"id": "a", "text": LONG}, {"id": "b", "text": LONG + "!"})
+    responses, _ = respond(path, case("a"), case("b"))
+    record(path, {"id": "a", "text": LONG}, {"id": "b", "text": LONG + "?"})
+    assert responses[0].text == LONG
+    with pytest.raises(MuscleError, match=r"r.jsonl:2: the file was changed during the run; run again"):
+        assert responses[1].text
+    path.unlink()
+    with pytest.raises(MuscleError, match=r"r.jsonl: cannot be read"):
+        assert responses[0].text
 
 
 @pytest.mark.parametrize(
