@@ -31,7 +31,7 @@ class Run:
 
 def describe_run(comparison: Comparison, folder: Path, now: dt.datetime) -> Run:
     """Return what is kept of a run in a repository's ``folder``; ``now`` must know its time zone."""
-    result = comparison.to_dict()
+    result = comparison.totals()
     return Run(
         date=now.astimezone(dt.UTC).isoformat(timespec="seconds"),
         commit=_commit(folder),

@@ -203,8 +203,12 @@ class MusclePlugin:
     def pytest_testnodedown(self, node: Any, error: object) -> None:
         """Take over what a worker compared; every worker compares the same cases."""
         if output := getattr(node, "workeroutput", {}).get("muscle"):
-            self.session.resume(output)
-            self._has_output = True
+            try:
+                self.session.resume(output)
+            except MuscleError as error:
+                self.failure = str(error)
+            else:
+                self._has_output = True
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport, sched: Any) -> None:
@@ -220,7 +224,9 @@ class MusclePlugin:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the result; under xdist the workers only say what they compared."""
-        if self._has_output:
+        if self.failure:
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        elif self._has_output:
             self.shown = self.session.from_store()
         if self.is_worker:
             if self.shown is not None:

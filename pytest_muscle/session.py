@@ -23,6 +23,7 @@ from pytest_muscle.golden import GoldenCase, read_golden, read_records
 from pytest_muscle.grading import make_similarity, untrusted_metric
 from pytest_muscle.mending import Training, TrainingProgress, silent_training, train_adapter
 from pytest_muscle.models import ChoiceMethod, Model, ModelOptions, Response, golden_reader, open_model
+from pytest_muscle.models.recorded import file_digest
 from pytest_muscle.reports.files import write_files
 from pytest_muscle.sampling import compare_draws
 from pytest_muscle.settings import ACCEPTED, ModelSpec, Settings, load_settings
@@ -53,6 +54,7 @@ class Session:
         self.selected: AbstractSet[Key] | None = None
         self._notices: dict[str, None] = {}
         self._datasets: dict[Path, list[GoldenCase]] = {}
+        self._digests: dict[Path, str] = {}
         self._trained: Training | None = None
 
     def cases(self, path: Path) -> list[GoldenCase]:
@@ -62,10 +64,19 @@ class Session:
             defaults = self.settings.datasets.get(name)
             kind = self.settings.golden_logs.get(path)
             records = golden_reader(kind) if kind else read_records
+            digest = _digest(path)
             cases = read_golden(path, name, defaults, self.settings.limit, records)
             self._require_trusted_metrics(cases)
-            self._datasets[path] = cases
+            self._datasets[path], self._digests[path] = cases, digest
         return self._datasets[path]
+
+    def _require_unchanged(self, digests: Mapping[Path, str]) -> None:
+        for path, digest in digests.items():
+            if _digest(path) != digest:
+                raise MuscleError(
+                    f"{self.settings.dataset_name(path)}: the file has changed since its cases were "
+                    "collected; run again"
+                )
 
     def _require_trusted_metrics(self, cases: Sequence[GoldenCase]) -> None:
         trusted = self.settings.own_metrics
@@ -91,16 +102,21 @@ class Session:
         """Return what another process needs to make the same comparison from the store."""
         selected = None if self.selected is None else [list(key) for key in self.selected]
         return {
-            "datasets": [str(path) for path in self._datasets],
+            "datasets": {str(path): digest for path, digest in self._digests.items()},
             "selected": selected,
             "trained": self._trained and self._trained.describe(),
             "notices": list(self._notices),
         }
 
     def resume(self, described: Mapping[str, Any]) -> None:
-        """Take over what another process's session describes."""
-        for path in described["datasets"]:
-            self.cases(Path(path))
+        """Take over what another process's session describes.
+
+        Raises MuscleError where a golden dataset is no more what the other process read.
+        """
+        digests = {Path(path): digest for path, digest in described["datasets"].items()}
+        self._require_unchanged(digests)
+        for path in digests:
+            self.cases(path)
         if described["selected"] is not None:
             self.select({(dataset, case_id) for dataset, case_id in described["selected"]})
         if described["trained"] is not None:
@@ -117,7 +133,8 @@ class Session:
 
     @cached_property
     def plain(self) -> Comparison:
-        """Compare the models as they are."""
+        """Compare the models as they are; raises MuscleError where a golden dataset was changed meanwhile."""
+        self._require_unchanged(self._digests)
         return self._compare(*self.models, asking=True)
 
     @cached_property
@@ -292,6 +309,10 @@ class Session:
 
 def _drawn(cases: Sequence[GoldenCase], draw: int) -> Sequence[GoldenCase]:
     return [replace(case, draw=draw) for case in cases] if draw else cases
+
+
+def _digest(path: Path) -> str:
+    return file_digest(path) if path.is_file() else ""
 
 
 def _names(methods: Methods) -> tuple[ChoiceMethod, ...]:

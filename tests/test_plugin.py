@@ -528,3 +528,66 @@ def test_workers_share_a_run_without_a_cache(project):
     result = project.runpytest_subprocess(*run, "-n", "2", "--muscle-no-cache")
     result.assert_outcomes(passed=3, failed=2)
     assert len(calls(project)) == 10
+
+
+# Datasets that change under a run
+
+
+CHANGED = "*golden/qa.jsonl: the file has changed since its cases were collected; run again"
+
+
+def test_a_dataset_that_is_changed_after_its_collection_stops_the_run_before_a_model_is_asked(project):
+    models = calling_models(project)
+    project.makeconftest(
+        """
+        from pathlib import Path
+        def pytest_collection_finish(session):
+            golden = Path("golden/qa.jsonl")
+            golden.write_text(golden.read_text().replace('"answer": "3"', '"answer": "0"'))
+        """
+    )
+    result = project.runpytest(*models)
+    result.stdout.fnmatch_lines([CHANGED])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert calls(project) == []
+
+
+def test_a_dataset_that_is_merely_written_again_is_no_other(project):
+    golden = (project.path / "golden/qa.jsonl").read_text()
+    project.makeconftest(
+        f"""
+        from pathlib import Path
+        def pytest_collection_finish(session):
+            Path("golden/qa.jsonl").write_text({golden!r})
+        """
+    )
+    thresholds(project, "max_nfr_mc = 0.5")
+    assert project.runpytest(*RUN).ret == 0
+
+
+@pytest.mark.parametrize("becomes", ["another", "nothing"])
+def test_a_dataset_that_is_changed_while_workers_run_is_an_error_and_no_result(project, becomes):
+    project.makepyfile(
+        system=f"""
+        from pathlib import Path
+        golden = Path("golden/qa.jsonl")
+        def old(case):
+            return case.answer[0]
+        def new(case):
+            if {becomes!r} == "another":
+                golden.write_text(golden.read_text().replace('"answer": "3"', '"answer": "0"'))
+            else:
+                golden.unlink(missing_ok=True)
+            return "3" if case.id == "lost" else case.answer[0]
+        """
+    )
+    result = project.runpytest_subprocess(
+        "--muscle-old=python:system:old",
+        "--muscle-new=python:system:new",
+        "--muscle-golden=golden/qa.jsonl",
+        "--muscle-json=result.json",
+        "-n1",
+    )
+    result.stdout.fnmatch_lines([f"ERROR: {CHANGED[1:]}"])
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert not (project.path / "result.json").exists()

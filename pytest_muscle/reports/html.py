@@ -88,7 +88,7 @@ class Page:
         self.comparison = comparison
         self.history = history
         self.is_linked = is_linked
-        self.result = comparison.to_dict()
+        self.result = comparison.totals()
         self.flips = FLIPS
 
     # Figures
