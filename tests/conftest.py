@@ -12,8 +12,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest_plugins = ["pytester"]
 
-# No test is timed, and what fails in one run fails in the next.
+# No test is timed, and what fails in one run fails in the next; --hypothesis-profile=thorough looks further.
 settings.register_profile("reproducible", deadline=None, derandomize=True)
+settings.register_profile("thorough", deadline=None, max_examples=3_000)
 settings.load_profile("reproducible")
 
 LINES = [

@@ -48,11 +48,13 @@ class InspectModel:
         tasks: dict[str, Path] = {}
         for file in self.files:
             log = _read(file)
-            _refuse_second_run(tasks, str(log["eval"]["task"]), file)
+            _refuse_second_run(tasks, log["eval"]["task"], file)
             if log["status"] != "success":
                 self.notices.append(f"{file}: the run ended as {log['status']!a}; samples may be missing")
             for number, sample in enumerate(log["samples"], 1):
                 try:
+                    if not isinstance(sample["epoch"], int):
+                        raise TypeError
                     index.add((file, sample["id"]), str(sample["id"]), _requests(sample), sample)
                 except (KeyError, TypeError, AttributeError):
                     raise _not_a_sample(file, number) from None
@@ -95,7 +97,7 @@ def logs_in(folder: Path) -> list[Path]:
 def _read(path: Path) -> Record:
     try:
         log = _read_zip(path) if path.suffix == ".eval" else json.loads(path.read_bytes())
-        if all(isinstance(log[name], kind) for name, kind in (("eval", dict), ("status", str))):
+        if isinstance(log["eval"]["task"], str) and isinstance(log["status"], str):
             return {**log, "samples": list(log.get("samples") or ())}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
@@ -121,7 +123,7 @@ def _read_zip(path: Path) -> Any:
 
 
 def _not_a_sample(path: Path, number: int) -> MuscleError:
-    return MuscleError(f"{path}: sample {number} is none of inspect_ai's (id, input and target are expected)")
+    return MuscleError(f"{path}: sample {number} is none of inspect_ai's (id, epoch, input and target are expected)")
 
 
 def _refuse_second_run(tasks: dict[str, Path], task: str, file: Path) -> None:
@@ -204,7 +206,7 @@ def _find(case: GoldenCase, index: Index[Record]) -> Response:
         return Response(error=f"inspect_ai logged {len(epochs)} epochs of the sample {case.id!a}")
     try:
         return _answer(case, sample)
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return Response(error=f"inspect_ai's sample {sample['id']!a} cannot be read")
 
 

@@ -92,7 +92,7 @@ def golden_records(path: Path) -> Iterator[tuple[int, Record]]:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def logs_in(folder: Path) -> list[Path]:
@@ -200,7 +200,10 @@ def _find(case: GoldenCase, index: Index[Record]) -> Response:
         return Response(error=str(error))
     if case.draw >= len(rows):
         return Response(error=f"promptfoo wrote {len(rows)} outputs to the prompt of {case.id!a}")
-    return _answer(rows[case.draw])
+    try:
+        return _answer(rows[case.draw])
+    except (AttributeError, TypeError):
+        return Response(error=f"promptfoo's output to the prompt of {case.id!a} cannot be read")
 
 
 def _answer(row: Record) -> Response:

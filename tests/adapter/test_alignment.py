@@ -53,7 +53,7 @@ def check(readings, places, old, new):
 
 @pytest.mark.parametrize(("old", "new"), BOTH)
 @given(prompt=TEXT, answer=TEXT.filter(str.strip))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_any_text(old, new, prompt, answer):
     old, new = reader(old), reader(new)
     try:
@@ -64,7 +64,7 @@ def test_any_text(old, new, prompt, answer):
 
 
 @given(prompt=TEXT, answer=TEXT.filter(str.strip))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_byte_level_tokenizers_align_everywhere(prompt, answer):
     old, new = reader("bytes"), reader("more_bytes")
     for pair in ((old, new), (new, old)):

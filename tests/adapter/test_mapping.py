@@ -156,7 +156,7 @@ def any_cases(draw):
 
 
 @given(cases=st.lists(any_cases(), min_size=1, max_size=5), seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_whatever_the_places(cases, seed):
     rows, student = rows_of(cases, seed), student_of(cases, seed + 100)
     loss = token_loss(TokenLogits(student, NEW_SIZE), rows, None, rows.following, Recipe("old_only"))

@@ -202,7 +202,7 @@ def test_inclusion_is_an_expression(write):
             sample("b", [{"role": "user", "content": [{"type": "image", "image": "x"}]}], "4"),
             "sample 'b': its input holds 'image', and golden cases are texts only",
         ),
-        ({"id": "b"}, "sample 2 is none of inspect_ai's (id, input and target are expected)"),
+        ({"id": "b"}, "sample 2 is none of inspect_ai's (id, epoch, input and target are expected)"),
     ],
 )
 def test_a_sample_that_makes_no_case_is_named(write, made, message):
@@ -241,3 +241,10 @@ def test_an_eval_log_needs_inspect_ai(tmp_path):
     path.write_bytes(b"PK")
     with pytest.raises(MuscleError, match=r"reading an \.eval log needs inspect_ai: pip install"):
         respond(path, case("a"))
+
+
+@pytest.mark.parametrize("answer", ["\u00b2", "9" * 5_000])
+def test_a_digit_that_is_no_number_is_no_choice(write, answer):
+    (response,) = respond(write(choosing("c", "Is it?", answer)), choice_case("c", "Is it?"))
+    assert response.error is not None
+    assert response.choice is None

@@ -228,3 +228,16 @@ def test_a_file_with_the_sign_in_its_name(write, tmp_path):
     path = write(row(0, "a", "4")).rename(tmp_path / "out#1.json")
     assert respond(path, case("a", "a")) == [Response("4")]
     assert isinstance(path, Path)
+
+
+def test_an_id_under_two_prompts_of_any_text_makes_two_cases(write):
+    rows = [row(0, prompt, "4", vars={"id": "one"}) for prompt in ("2+2?", "\ud800?")]
+    names = [case.id for case in golden(write(*rows))]
+    assert len(set(names)) == 2
+
+
+def test_an_output_that_is_none_is_an_error_of_its_case(write):
+    path = write(row(0, "2+2?", "4", response="4"), row(1, "2+3?", "5"))
+    broken, whole = respond(f"{path}#old", case("a", "2+2?"), case("b", "2+3?"))
+    assert (broken.text, broken.error) == (None, "promptfoo's output to the prompt of 'a' cannot be read")
+    assert whole == Response("5")
