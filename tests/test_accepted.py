@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from anything import attempt
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -191,3 +192,30 @@ def test_entry_of_unknown_dataset_is_left_alone() -> None:
     accepted = AcceptedFlips({elsewhere.key: elsewhere}, TODAY)
     assert accepted.stale([NEGATIVE]) == []
     assert elsewhere.key in accepted.renewed([NEGATIVE]).flips
+
+
+TOML = (
+    '[[accepted]]\ndataset = "golden/qa.jsonl"\nid = "a"\nflip = "negative_flip"\nnew_answer = "0123"\n'
+    'reason = "seen"\ndate = 2030-05-17\nexpires = 2030-06-01\n'
+)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, len(TOML)), st.integers(0, 30), st.text(max_size=5) | TEXTS), max_size=3
+    )
+)
+def test_any_file_is_accepted_flips_or_a_clear_error(
+    tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[int, int, str]]
+) -> None:
+    text = TOML * 2
+    for start, length, instead in edits:
+        text = text[:start] + instead + text[start + length :]
+    path = tmp_path_factory.getbasetemp() / "any-accepted.toml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    found = attempt(lambda: read_accepted(path, TODAY))
+    if isinstance(found, MuscleError):
+        assert str(found).startswith(str(path))
+    else:
+        assert read_accepted(path, TODAY) == found
+        found.find(result("a", "yes", "no"))

@@ -4,16 +4,18 @@ import importlib.util
 import math
 import random
 import sys
+import time
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from anything import attempt
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from pytest_muscle.errors import MuscleError
-from pytest_muscle.golden import GoldenCase
+from pytest_muscle.golden import GoldenCase, parse_case
 from pytest_muscle.grading import (
     Grade,
     best_choice,
@@ -232,7 +234,8 @@ def test_an_expression_that_backtracks_for_ever_is_stopped(monkeypatch):
 def test_a_megabyte_is_graded_like_any_text():
     text = "word " * 200_000 + "A: 4"
     assert answered(text, "4", extract="A: (.*)").correct
-    assert answered(text, "4").answer == text
+    assert not answered(text, "4").correct
+    assert answered(text, text).correct
     assert answered("9" * 1_000_000, "4", ignore_space=True, ignore_case=True).correct is False
 
 
@@ -458,3 +461,43 @@ def test_choices_that_rounding_may_swap(rule, values, fragile):
     choices = ("a", "bb", "c")[: len(values)]
     case = GoldenCase("1", "g", "multiple_choice", (0,), "?", choices=choices, choice_rule=rule)
     assert is_fragile(case, values) is fragile
+
+
+PIECES = st.sampled_from(
+    [
+        "(",
+        ")",
+        "[",
+        "]",
+        "{2,}",
+        "{,3}",
+        "*",
+        "+",
+        "?",
+        "|",
+        ".",
+        "a",
+        "\\d",
+        "\\1",
+        "(?i)",
+        "(?=",
+        "(?:",
+        "^",
+        "$",
+        "(a+)+",
+        "\ud800",
+    ]
+)
+
+
+@given(st.lists(PIECES, max_size=8).map("".join), TEXTS | st.just("a" * 5_000 + "!"))
+def test_any_expression_on_any_text_ends(expression, text):
+    """In time: the limit, and a little for what leads up to it."""
+    case = {"prompt": "?", "answer": "a", "extract": expression}
+    parsed = attempt(lambda: parse_case(case, "d", 1, {}))
+    if isinstance(parsed, MuscleError):
+        return
+    start = time.perf_counter()
+    graded = answered(text, extract=expression)
+    assert time.perf_counter() - start < 2.5
+    assert (graded.error is None) == (graded.correct is not None)

@@ -6,6 +6,11 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from anything import HOSTILE, TEXT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_muscle.plugin import node_name
 
 TRUTH = {"keep": "1", "gain": "2", "lost": "3", "drift": "4", "wrong": "5"}
 OLD = {"keep": "1", "gain": "0", "lost": "3", "drift": "8", "wrong": "9"}
@@ -528,6 +533,48 @@ def test_workers_share_a_run_without_a_cache(project):
     result = project.runpytest_subprocess(*run, "-n", "2", "--muscle-no-cache")
     result.assert_outcomes(passed=3, failed=2)
     assert len(calls(project)) == 10
+
+
+# Any id
+
+
+@given(st.lists(TEXT, min_size=2, max_size=8, unique=True))
+def test_names_of_tests_are_one_line_of_their_own_and_end(ids):
+    names = [node_name(each) for each in ids]
+    assert len(set(names)) == len(ids)
+    for name in names:
+        assert name.isprintable()
+        assert "::" not in name
+        assert len(name) <= 200
+        name.encode()
+
+
+def test_every_id_and_tag_is_a_test_that_can_be_selected(project):
+    ids = [text for text in HOSTILE if text] + [chr(code) * 3 for code in range(0, 0x3000, 97)]
+    records = [{"id": i, "prompt": "?", "answer": "1", "tags": {i[:40]: i[:40]}} for i in ids]
+    write_jsonl(project.path / "golden/qa.jsonl", records)
+    for side in ("old", "new"):
+        write_jsonl(project.path / f"{side}.jsonl", [{"id": i, "text": "1"} for i in ids])
+    project.runpytest(*RUN, "--muscle-json=result.json", "--junitxml=junit.xml").assert_outcomes(
+        passed=len(ids)
+    )
+    assert [case["id"] for case in json.loads((project.path / "result.json").read_text())["cases"]] == ids
+    assert len(ElementTree.parse(project.path / "junit.xml").findall(".//testcase")) == len(ids)
+    listed = project.runpytest(*RUN, "--collect-only", "-q").outlines
+    nodes = [line for line in listed if line.startswith("golden/qa.jsonl::")]
+    assert len(nodes) == len(ids)
+    for node in nodes[::9]:
+        project.runpytest(*RUN, node).assert_outcomes(passed=1)
+    above = {path.name for path in project.path.iterdir()}
+    assert above <= {
+        "golden",
+        "old.jsonl",
+        "new.jsonl",
+        "result.json",
+        "junit.xml",
+        ".pytest-muscle",
+        ".pytest_cache",
+    }
 
 
 # Datasets that change under a run

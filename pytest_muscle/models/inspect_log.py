@@ -123,7 +123,9 @@ def _read_zip(path: Path) -> Any:
 
 
 def _not_a_sample(path: Path, number: int) -> MuscleError:
-    return MuscleError(f"{path}: sample {number} is none of inspect_ai's (id, epoch, input and target are expected)")
+    return MuscleError(
+        f"{path}: sample {number} is none of inspect_ai's (id, epoch, input and target are expected)"
+    )
 
 
 def _refuse_second_run(tasks: dict[str, Path], task: str, file: Path) -> None:

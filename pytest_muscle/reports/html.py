@@ -146,7 +146,9 @@ class Page:
         pointer = "/".join(["", *(str(step).replace("~", "~0").replace("/", "~1") for step in _flat(at))])
         # A pointer through the name of a huge slice would only bloat the page.
         pointer = pointer if len(pointer) < 400 else ""
-        return Markup('<data value="{}" data-at="{}">{}</data>').format(value, pointer, shown(value))
+        # HTML is UTF-8, which has no lone surrogates.
+        place = pointer.encode("utf-8", "replace").decode()
+        return Markup('<data value="{}" data-at="{}">{}</data>').format(value, place, shown(value))
 
     def _value(self, at: tuple[Step, ...]) -> Any:
         value: Any = self.result

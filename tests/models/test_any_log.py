@@ -1,4 +1,4 @@
-"""Files of responses with anything in them: a clear error, or each case answered once and by its own record."""
+"""Files of responses with anything in them: a clear error, or each case answered once, by its own record."""
 
 import json
 

@@ -14,10 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from anything import TEXT
+from cases import OTHER, RIGHT
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pytest_muscle.comparison import Comparison, TrainedAdapter
-from pytest_muscle.flips import Flip
+from pytest_muscle.comparison import Comparison, ModelIdentity, TrainedAdapter
+from pytest_muscle.flips import Flip, judge
+from pytest_muscle.golden import GoldenCase
+from pytest_muscle.grading import Grade
 from pytest_muscle.history import Run
+from pytest_muscle.models import Response
 from pytest_muscle.reports import cases
 from pytest_muscle.reports.html import render_fragment, render_html
 from pytest_muscle.reports.markdown import render_markdown
@@ -194,6 +201,28 @@ def test_hostile_text_is_inert(hostile: Comparison) -> None:
     assert prompts[0].startswith("<script>document.title='owned'</script></template></script><!--<img")
     assert "\\x1b[31mred" in prompts[0]
     assert "\\u202egnorw \\ud800 \\x00 \\u2028 &amp; {{ 777 * 777 }}" in prompts[0]
+
+
+@given(texts=st.lists(TEXT, min_size=6, max_size=6))
+def test_any_text_is_inert(benign: int, texts: list[str]) -> None:
+    """Whatever an id, a tag, a prompt or an answer says, the page has the elements of a plain one."""
+    page = render_html(told(*texts))
+    page.encode()
+    assert len(Reader(page).elements) == benign
+    json.loads(next(t for a, t in Reader(page).named("script") if a.get("id") == "data"))
+
+
+@pytest.fixture(scope="module")
+def benign() -> int:
+    return len(Reader(render_html(told("id", "tag", "value", "prompt", "old", "new"))).elements)
+
+
+def told(name: str, tag: str, value: str, prompt: str, old: str, new: str) -> Comparison:
+    case = GoldenCase(name, "d.jsonl", "exact_match", (RIGHT,), prompt=prompt, tags={tag: value})
+    responses = [Response(RIGHT + old), Response(OTHER + new)]
+    grades = [Grade(right, text, float(right)) for right, text in ((True, old), (False, new))]
+    judged = [judge(case, *responses, *grades)]
+    return Comparison(ModelIdentity(old, ""), ModelIdentity(new, ""), judged)
 
 
 def test_policy_allows_the_pages_own_script_and_nothing_else(mixed: Comparison) -> None:
