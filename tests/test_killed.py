@@ -1,8 +1,9 @@
-"""Processes killed at any moment: what was stored is there, and a run that goes on ends the same."""
+"""Processes killed at any moment, two at once, a full disk: what was stored is there, and nothing else."""
 
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -103,21 +104,22 @@ def project(folder: Path) -> Path:
     return folder
 
 
-def pytest_run(folder: Path) -> "subprocess.Popen[bytes]":
+def pytest_run(folder: Path, result: str = "r.json", **how: object) -> "subprocess.Popen[bytes]":
     options = [
         "--muscle-old=before",
         "--muscle-new=after",
         "--muscle-golden=golden.jsonl",
-        "--muscle-json=r.json",
+        f"--muscle-json={result}",
     ]
     path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "ASKED": str(folder / "asked"), "PYTHONPATH": path}
     command = [sys.executable, "-m", "pytest", "-q", *options]
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+    how.setdefault("stdout", subprocess.DEVNULL)
+    return subprocess.Popen(command, cwd=folder, env=environment, **how)
 
 
-def judged(folder: Path) -> object:
-    return json.loads((folder / "r.json").read_text())
+def judged(folder: Path, result: str = "r.json") -> object:
+    return json.loads((folder / result).read_text())
 
 
 def asked(folder: Path) -> list[str]:
@@ -143,3 +145,36 @@ def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(tmp_path):
     assert kills > 5
     assert judged(broken) == judged(unbroken)
     assert set(asked(broken)) == {f"{side} {i}" for side in ("old", "new") for i in range(400)}
+
+
+def test_two_runs_at_once_share_a_store(tmp_path):
+    alone, shared = project(tmp_path / "alone"), project(tmp_path / "shared")
+    assert pytest_run(alone).wait() == 0
+    runs = [pytest_run(shared, f"{name}.json") for name in ("one", "two")]
+    assert [run.wait() for run in runs] == [0, 0]
+    assert judged(shared, "one.json") == judged(shared, "two.json") == judged(alone)
+    seen = len(asked(shared))
+    assert 800 <= seen < 1600
+    assert pytest_run(shared).wait() == 0
+    assert len(asked(shared)) == seen
+
+
+def test_a_disk_that_fills_up_is_said_and_costs_only_what_did_not_fit(tmp_path):
+    folder = project(tmp_path / "full")
+    limit = 150_000
+    full = pytest_run(
+        folder,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    told = full.communicate()[0].decode()
+    assert "responses.sqlite: the store of responses failed" in told
+    assert "free some space or delete the file" in told
+    assert "Traceback" not in told
+    assert full.returncode == 1
+    before = len(asked(folder))
+    assert 0 < before < 800
+    unbroken = project(tmp_path / "unbroken")
+    assert [pytest_run(each).wait() for each in (folder, unbroken)] == [0, 0]
+    assert judged(folder) == judged(unbroken)
+    assert len(asked(folder)) < before + 800
