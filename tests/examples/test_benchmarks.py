@@ -1,5 +1,6 @@
 """The benchmarks' own arithmetic; the peers they compare with need not be installed."""
 
+import re
 import runpy
 import sys
 from dataclasses import replace
@@ -20,7 +21,7 @@ FOLDER = Path(__file__).parents[2] / "examples" / "benchmarks"
 def script(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(FOLDER)
     yield lambda name: runpy.run_path(str(FOLDER / name))
-    for name in ("measuring", "agree_with_lm_eval"):
+    for name in ("measuring", "agree_with_lm_eval", "recorded_cases"):
         sys.modules.pop(name, None)
 
 
@@ -143,3 +144,16 @@ def test_generation_benchmark_compares_texts(script, tiny_model: Path, tmp_path:
         main([str(tiny_model), str(golden), "--new-tokens", "5", "--rounds", "1"])
     assert ended.value.code == (not same)
     assert f"same text: {2 * same} of 2 prompts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["responses", "--cases", "200", "--characters", "3000"], "200 cases: .* 199 passed, 2 xfailed"),
+        (["gates", "--gates", "30"], "30 cases: .* 60 passed"),
+        (["history", "--runs", "3"], "3 runs: 0.0"),
+    ],
+)
+def test_large_runs_at_a_small_scale(script, capsys, arguments, told) -> None:
+    script("large_runs.py")["main"](arguments)
+    assert re.search(told, capsys.readouterr().out)
