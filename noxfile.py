@@ -37,7 +37,7 @@ def oldest(session: nox.Session) -> None:
     """The fast tests with the oldest versions that pyproject.toml allows of what changes most."""
     install(session)
     session.install("pytest==8.3.0", "transformers==5.0.0", "peft==0.17.0", "accelerate==1.1.0")
-    session.install("numpy==1.26.4", "pandas==2.1.0", "pyarrow==14.0.0")
+    session.install("numpy==1.26.4", "pandas==2.1.0", "pyarrow==20.0.0")
     session.run("pytest", "-n", "2", *session.posargs)
 
 
