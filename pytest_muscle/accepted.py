@@ -14,7 +14,7 @@ from typing import Any
 from pytest_muscle.errors import MuscleError, did_you_mean
 from pytest_muscle.flips import CaseResult, Flip
 from pytest_muscle.golden import GoldenCase
-from pytest_muscle.settings import ACCEPTED
+from pytest_muscle.settings.values import ACCEPTED
 
 Key = tuple[str, str]
 

@@ -16,7 +16,8 @@ from pytest_muscle.flips import CaseResult, Flip
 from pytest_muscle.golden import GoldenCase
 from pytest_muscle.metrics import slice_members, slices_of
 from pytest_muscle.sampling import excess_of
-from pytest_muscle.settings import Decision, Inconclusive, Threshold
+from pytest_muscle.settings.options import Decision, Inconclusive
+from pytest_muscle.settings.values import Threshold
 from pytest_muscle.statistics import ALPHA, Interval, holm
 
 Key = tuple[str, str]

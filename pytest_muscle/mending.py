@@ -15,7 +15,7 @@ from pytest_muscle.grading import Similarity
 from pytest_muscle.metrics import Metrics
 from pytest_muscle.models import Model, ModelOptions
 from pytest_muscle.models.recorded import file_digest
-from pytest_muscle.settings import Settings
+from pytest_muscle.settings.values import Settings
 
 if TYPE_CHECKING:
     from pytest_muscle.adapter.progress import Event

@@ -26,7 +26,8 @@ from pytest_muscle.models import ChoiceMethod, Model, ModelOptions, Response, go
 from pytest_muscle.models.recorded import file_digest
 from pytest_muscle.reports.files import write_files
 from pytest_muscle.sampling import compare_draws
-from pytest_muscle.settings import ACCEPTED, ModelSpec, Settings, load_settings
+from pytest_muscle.settings.loading import load_settings
+from pytest_muscle.settings.values import ACCEPTED, ModelSpec, Settings
 from pytest_muscle.store import Store
 
 

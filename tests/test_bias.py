@@ -19,7 +19,7 @@ from pytest_muscle.golden import GoldenCase, parse_case
 from pytest_muscle.grading import Grade, grade
 from pytest_muscle.models import Response
 from pytest_muscle.reports.terminal import summarise
-from pytest_muscle.settings import Threshold
+from pytest_muscle.settings.values import Threshold
 from pytest_muscle.statistics import newcombe, wilson
 
 

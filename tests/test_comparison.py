@@ -10,7 +10,7 @@ from pytest_muscle.comparison import SCHEMA, Comparison, ModelIdentity
 from pytest_muscle.flips import Flip
 from pytest_muscle.gates import Verdict, plan
 from pytest_muscle.metrics import measure
-from pytest_muscle.settings import Threshold
+from pytest_muscle.settings.values import Threshold
 
 OLD, NEW = ModelIdentity("recorded:old.jsonl", "0a"), ModelIdentity("./candidate", "0b")
 MIXED = [

@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from pytest_muscle.gates import Judge, Outcome, Ruling, Verdict, decide, idle_budgets, plan
 from pytest_muscle.models import Response
 from pytest_muscle.sampling import compare_draws
-from pytest_muscle.settings import Threshold
+from pytest_muscle.settings.values import Threshold
 from pytest_muscle.statistics import cases_for_rate, newcombe, wilson
 
 PAIR = {"both": 222, "lost": 64, "won": 293, "same": 58, "other": 682}

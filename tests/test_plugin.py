@@ -161,8 +161,11 @@ def test_unused_it_prints_nothing_and_imports_nothing_heavy(project):
         test_plain="""
         import sys
         def test_nothing_heavy():
-            heavy = {"torch", "transformers", "pandas", "rich", "numpy", "peft", "pytest_muscle.session"}
+            ours = {name for name in sys.modules if name.startswith("pytest_muscle.")}
+            assert ours == {f"pytest_muscle.{name}" for name in LIGHT}
+            heavy = {"torch", "transformers", "pandas", "rich", "numpy", "peft"}
             assert not heavy & set(sys.modules)
+        LIGHT = "plugin", "settings", "settings.options", "settings.parsing"
         """
     )
     result = project.runpytest_subprocess()

@@ -16,7 +16,7 @@ from pytest_muscle.gates import decide, plan
 from pytest_muscle.golden import GoldenCase
 from pytest_muscle.models import Response
 from pytest_muscle.sampling import compare_draws, excess_of, noise_of
-from pytest_muscle.settings import Threshold
+from pytest_muscle.settings.values import Threshold
 from pytest_muscle.statistics import wilson
 
 

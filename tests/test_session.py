@@ -9,7 +9,7 @@ import pytest
 from pytest_muscle import MuscleError, compare
 from pytest_muscle.reports.evidence import noise_sentences
 from pytest_muscle.session import Session
-from pytest_muscle.settings import load_settings
+from pytest_muscle.settings.loading import load_settings
 
 SYSTEM = """
 from pathlib import Path

@@ -16,7 +16,7 @@ from pytest_muscle.comparison import Comparison
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.flips import CaseResult, Drawn
 from pytest_muscle.history import append_run, describe_run, read_history
-from pytest_muscle.settings import Settings
+from pytest_muscle.settings.values import Settings
 from pytest_muscle.store import encode_response
 
 

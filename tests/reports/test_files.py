@@ -16,7 +16,7 @@ from pytest_muscle.grading import Grade
 from pytest_muscle.models import Response
 from pytest_muscle.reports.files import write_files, write_text
 from pytest_muscle.session import compare
-from pytest_muscle.settings import ModelSpec, Settings
+from pytest_muscle.settings.values import ModelSpec, Settings
 
 
 def settings(folder: Path, **paths: object) -> Settings:

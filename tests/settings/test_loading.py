@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.models import ModelOptions
-from pytest_muscle.settings import MODEL_OPTIONS, OPTIONS, Settings, Threshold, load_settings, read_table
+from pytest_muscle.settings.loading import load_settings, read_table
+from pytest_muscle.settings.options import MODEL_OPTIONS, OPTIONS
+from pytest_muscle.settings.values import Settings, Threshold
 
 MODELS = {"old": "recorded:old.jsonl", "new": "recorded:new.jsonl"}
 BASE = '[tool.pytest-muscle]\nold = "recorded:old.jsonl"\nnew = "recorded:new.jsonl"\n'

@@ -1,275 +1,26 @@
-"""The command line and ``[tool.pytest-muscle]`` as one immutable, validated object."""
+"""From the command line and ``[tool.pytest-muscle]`` to one validated ``Settings``."""
 
 from __future__ import annotations
 
-import json
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from os.path import relpath
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from pytest_muscle.errors import MuscleError, did_you_mean
+from pytest_muscle.settings import parsing as read
+from pytest_muscle.settings.options import (
+    MODEL_OPTIONS,
+    OPTIONS,
+    PYPROJECT_ONLY,
+    SERVER_OPTIONS,
+    TABLES,
+    THRESHOLDS,
+)
+from pytest_muscle.settings.values import ACCEPTED, ModelSpec, Settings, Threshold
 
 TABLE = "tool.pytest-muscle"
-ACCEPTED = "muscle-accepted.toml"
-"""The file of accepted flips; it lies in the root folder of the tests."""
-THRESHOLDS = (
-    "max_nfr",
-    "max_nfr_mc",
-    "max_accuracy_drop",
-    "max_mean_regression",
-    "max_error_rate",
-    "max_excess_nfr",
-    "max_inherited_error_rate",
-)
-Decision = Literal["point", "significant", "assured"]
-AdapterMode = Literal["off", "auto", "always"]
-Inconclusive = Literal["fail", "warn", "pass"]
-
-
-@dataclass(frozen=True, slots=True)
-class Threshold:
-    """A budget; ``dataset`` and ``slice`` are empty where it holds for all.
-
-    ``decision`` says how it is judged: by the ``point`` estimate; ``significant`` fails only where the
-    sample shows that the budget is exceeded; ``assured`` passes only where it shows that it is not.
-    """
-
-    name: str
-    limit: float
-    dataset: str = ""
-    slice: str = ""
-    decision: Decision = "point"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """A model as the user wrote it (``name``), its spec with absolute paths, and its own options.
-
-    ``samples`` is how often it is asked, None where it is asked as often as the other.
-    """
-
-    name: str
-    spec: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    samples: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Everything a run was asked to do; ``sources`` says where each value came from.
-
-    Paths are absolute. ``cache_dir`` is None where no response is to be kept after the run.
-    ``inconclusive`` is what becomes of a gate that the sample cannot decide; None leaves it to the
-    gate's decision. ``slice_pairs`` makes a slice of each pair of tags, too. ``golden_logs`` says of those
-    golden datasets that are another tool's logs what kind they are, such as ``lm-eval``.
-    """
-
-    root: Path
-    old: ModelSpec
-    new: ModelSpec
-    golden: tuple[Path, ...] = ()
-    golden_logs: Mapping[Path, str] = field(default_factory=dict)
-    adapter: AdapterMode = "off"
-    train: Path | None = None
-    adapter_output: Path | None = None
-    allow_overlap: bool = False
-    training: Mapping[str, Any] = field(default_factory=dict)
-    launcher: str | None = None
-    json: Path | None = None
-    report: Path | None = None
-    markdown: Path | None = None
-    history: Path | None = None
-    accepted: Path | None = None
-    accept: bool = False
-    strict_accepted: bool = False
-    record: Path | None = None
-    limit: int | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    batch_tokens: int | None = None
-    cache_dir: Path | None = None
-    samples: int = 1
-    decision: Decision = "point"
-    inconclusive: Inconclusive | None = None
-    slice_pairs: bool = False
-    tolerance: float = 0.0
-    bertscore_model: str = "roberta-large"
-    metrics: tuple[str, ...] = ()
-    thresholds: tuple[Threshold, ...] = ()
-    datasets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    sources: Mapping[str, str] = field(default_factory=dict)
-
-    def samples_of(self, model: ModelSpec) -> int:
-        """Return how often a model is asked each case."""
-        return model.samples or self.samples
-
-    @property
-    def own_metrics(self) -> frozenset[str]:
-        """Return the ``module:callable`` that the project itself names, and records may use."""
-        of_datasets = (str(fields.get("metric", "")) for fields in self.datasets.values())
-        return frozenset(self.metrics) | {metric for metric in of_datasets if ":" in metric}
-
-    def dataset_name(self, path: Path) -> str:
-        """Return a dataset's path as people write it, from the root."""
-        try:
-            return Path(relpath(path, self.root)).as_posix()
-        except ValueError:
-            # On Windows there is no way from one drive to another.
-            return path.as_posix()
-
-
-# What can be set ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One setting: its key in pyproject.toml and, with ``--muscle-`` before it, on the command line."""
-
-    key: str
-    parse: Callable[[Any], Any]
-    help: str
-    metavar: str | None = "PATH"
-    repeatable: bool = False
-
-    @property
-    def flag(self) -> str:
-        """The option on the command line."""
-        return f"--muscle-{self.key.replace('_', '-')}"
-
-    @property
-    def dest(self) -> str:
-        """The option's attribute among pytest's."""
-        return f"muscle_{self.key}"
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError("must be a text")
-    return value
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not values or not all(isinstance(v, str) and v for v in values):
-        raise ValueError("must be a text or a list of texts")
-    return tuple(values)
-
-
-def _count(value: Any) -> int:
-    try:
-        number = int(value) if isinstance(value, str) else value
-    except ValueError:
-        number = None
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ValueError("must be a whole number of at least 1")
-    return number
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError("must be a whole number of at least 0")
-    return value
-
-
-def _positive(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise ValueError("must be a number of at least 0")
-    return float(value)
-
-
-def _seconds(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ValueError("must be a number of seconds above 0")
-    return float(value)
-
-
-def _table(value: Any) -> Mapping[str, Any]:
-    try:
-        if isinstance(value, dict):
-            json.dumps(value, allow_nan=False)
-            return value
-    except (TypeError, ValueError):
-        pass
-    raise ValueError("must be a table of what JSON knows")
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("must be true or false")
-    return value
-
-
-def _fraction(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError("must be a number between 0 and 1")
-    return float(value)
-
-
-def _one_of(*words: str) -> Callable[[Any], str]:
-    def parse(value: Any) -> str:
-        if value not in words:
-            raise ValueError(f"must be one of {', '.join(words)}")
-        return str(value)
-
-    return parse
-
-
-_decision = _one_of(*get_args(Decision))
-
-
-OPTIONS = (
-    Option("old", _text, "the old model, whose users are to keep what works", "SPEC"),
-    Option("new", _text, "the new model, the release to be judged", "SPEC"),
-    Option(
-        "golden",
-        _texts,
-        "a golden dataset, or lm-eval:, inspect: or promptfoo: and its log; may be repeated",
-        repeatable=True,
-    ),
-    Option(
-        "adapter",
-        _one_of(*get_args(AdapterMode)),
-        "train a compatibility adapter: off (default), auto (when a gate is exceeded) or always",
-        "WHEN",
-    ),
-    Option("train", _text, "training records for the adapter, in the golden format"),
-    Option("adapter_output", _text, "where the adapter is written (default: in the cache folder)", "DIR"),
-    Option("allow_overlap", _flag, "let training records repeat golden cases", None),
-    Option("json", _text, "write the result as JSON"),
-    Option("report", _text, "write a report for people, one HTML file"),
-    Option("markdown", _text, "write a summary in Markdown"),
-    Option("history", _text, "append this run to a JSONL file, whose trend the report draws"),
-    Option("accept", _flag, "accept today's flips: write them to muscle-accepted.toml", None),
-    Option("record", _text, "write both models' responses as JSONL, to be used as recorded:FILE", "DIR"),
-    Option("limit", _count, "take the first N cases of each dataset only", "N"),
-    Option("samples", _count, "ask each model N times; report what flips by itself", "N"),
-    Option(
-        "inconclusive",
-        _one_of(*get_args(Inconclusive)),
-        "what becomes of a gate that the cases are too few to decide: fail, warn or pass",
-        "WHAT",
-    ),
-    Option("device", _text, "where local models run: auto, cpu, cuda, cuda:1, mps ...", "DEVICE"),
-    Option("dtype", _text, "their number format: auto, float32, bfloat16, float16", "DTYPE"),
-    Option("batch_tokens", _count, "tokens in one batch of a local model", "N"),
-    Option("cache_dir", _text, "where responses are kept (default: .pytest-muscle)", "DIR"),
-    Option("no_cache", _flag, "neither use nor keep responses of other runs", None),
-)
-_PYPROJECT_ONLY: dict[str, Callable[[Any], Any]] = {
-    "decision": _decision,
-    "slice_pairs": _flag,
-    "tolerance": _fraction,
-    "bertscore_model": _text,
-    "metrics": _texts,
-    "launcher": _text,
-    "strict_accepted": _flag,
-}
-_TABLES = ("thresholds", "datasets", "models", "training")
-
-
-# Reading it ---------------------------------------------------------------------------------------
 
 
 def read_table(file: Path) -> dict[str, Any]:
@@ -283,8 +34,6 @@ def read_table(file: Path) -> dict[str, Any]:
         return {}
     if b"pytest-muscle" not in content:
         return {}
-    import tomllib
-
     try:
         table: dict[str, Any] = tomllib.loads(content.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -332,7 +81,7 @@ class _Loader:
     def load(self) -> Settings:
         from pytest_muscle.models import absolute_spec
 
-        keys = [option.key for option in OPTIONS] + [*_PYPROJECT_ONLY, *_TABLES]
+        keys = [option.key for option in OPTIONS] + [*PYPROJECT_ONLY, *TABLES]
         self._check_keys(self.table, keys, TABLE)
         values: dict[str, Any] = {}
         sources: dict[str, str] = {}
@@ -343,7 +92,7 @@ class _Loader:
             elif option.key in self.table:
                 values[option.key] = self._from_table(option.key, option.parse)
                 sources[option.key] = self.file.name
-        for key, parse in _PYPROJECT_ONLY.items():
+        for key, parse in PYPROJECT_ONLY.items():
             if key in self.table:
                 values[key] = self._from_table(key, parse)
                 sources[key] = self.file.name
@@ -446,9 +195,9 @@ class _Loader:
             if "limit" not in full:
                 raise MuscleError(f"key 'limit' is missing in [{place}] of {self.origin}; it is the budget")
         named = f"'limit' in [{place}]" if full is value else f"'{name}' in [{place}]"
-        limit = self._parsed(_fraction, full["limit"], f"{named} of {self.origin}")
+        limit = self._parsed(read.fraction, full["limit"], f"{named} of {self.origin}")
         decision = full.get("decision", self.table.get("decision", "point"))
-        self._parsed(_decision, decision, f"'decision' in [{place}] of {self.origin}")
+        self._parsed(PYPROJECT_ONLY["decision"], decision, f"'decision' in [{place}] of {self.origin}")
         return Threshold(name, limit, dataset, slice_name, decision)
 
     def _datasets(self) -> dict[str, dict[str, Any]]:
@@ -485,12 +234,12 @@ class _Loader:
             if "spec" not in table:
                 raise MuscleError(f"key 'spec' is missing in [{place}] of {self.origin}; it names the model")
             self._check_keys(table, ("spec", "samples", *MODEL_OPTIONS), place)
-            for key, parse in {"spec": _text, "samples": _count, **MODEL_OPTIONS}.items():
+            for key, parse in {"spec": read.text, "samples": read.count, **MODEL_OPTIONS}.items():
                 if key in table:
                     self._parsed(parse, table[key], f"'{key}' in [{place}] of {self.origin}")
             options = {key: value for key, value in table.items() if key in MODEL_OPTIONS}
             if not table["spec"].startswith("openai:"):
-                for key in filter(_SERVER_OPTIONS.__contains__, options):
+                for key in filter(SERVER_OPTIONS.__contains__, options):
                     raise MuscleError(
                         f"'{key}' in [{place}] of {self.origin} is for servers, but its spec "
                         f"{table['spec']!r} names none; a server's begins with openai:"
@@ -522,32 +271,6 @@ class _Loader:
             if key not in known:
                 hint = did_you_mean(key, known) or f"; the keys are {', '.join(known)}"
                 raise MuscleError(f"unknown key '{key}' in [{place}] of {self.origin}{hint}")
-
-
-_SERVER_OPTIONS: dict[str, Callable[[Any], Any]] = {
-    "base_url": _text,
-    "api_key_env": _text,
-    "api": _one_of("chat", "completions"),
-    "choices": _one_of("log-likelihood", "letter"),
-    "concurrency": _count,
-    "timeout": _seconds,
-    "retries": _whole,
-    "time_budget": _seconds,
-    "extra_body": _table,
-    "answers_as": _text,
-}
-MODEL_OPTIONS: dict[str, Callable[[Any], Any]] = {
-    "device": _text,
-    "dtype": _text,
-    "batch_tokens": _count,
-    "system_prompt": _text,
-    "trust_remote_code": _flag,
-    "allow_pickle": _flag,
-    "revision": _text,
-    "temperature": _positive,
-    "seed": _whole,
-    **_SERVER_OPTIONS,
-}
 
 
 def _matches(folder: Path, pattern: str, named: str, kind: str) -> list[Path]:

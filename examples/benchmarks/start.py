@@ -1,0 +1,58 @@
+"""Time the start of a pytest run that has the plugin installed and does not use it.
+
+    python start.py [--rounds 30]
+
+Each round runs pytest on one empty test twice, with the plugin and without (``-p no:muscle``). Prints
+the median of the rounds' differences and their middle half, in milliseconds of CPU time and by the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from resource import RUSAGE_CHILDREN, getrusage
+
+PLAIN = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+# Compiled modules are kept, as they are for users.
+KEPT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
+def timed(folder: Path, *options: str) -> tuple[float, float]:
+    """Run pytest once; return its seconds of CPU time and by the clock."""
+    before, began = getrusage(RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run([*PLAIN, *options], cwd=folder, env=KEPT, check=True, stdout=subprocess.DEVNULL)
+    wall, after = time.perf_counter() - began, getrusage(RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the command line, run both in turn, print what the plugin adds."""
+    parser = argparse.ArgumentParser(description="Time the start of a run that does not use the plugin.")
+    parser.add_argument("--rounds", type=int, default=30)
+    options = parser.parse_args(arguments)
+    added: list[tuple[float, float]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "test_empty.py").write_text("def test_empty():\n    pass\n")
+        (folder / "pytest.ini").write_text("[pytest]\n")
+        sides = {"with": (), "without": ("-p", "no:muscle")}
+        for flags in sides.values():
+            timed(folder, *flags)
+        for number in range(options.rounds):
+            order = sorted(sides, reverse=bool(number % 2))
+            taken = {side: timed(folder, *sides[side]) for side in order}
+            cpu, wall = (used - bare for used, bare in zip(taken["with"], taken["without"], strict=True))
+            added.append((cpu, wall))
+    for what, differences in zip(("CPU time", "the clock"), zip(*added, strict=True), strict=True):
+        low, median, high = (1000 * each for each in statistics.quantiles(differences, n=4))
+        print(f"the plugin adds {median:.1f} ms of {what} ({low:.1f} to {high:.1f}), {len(added)} pairs")
+
+
+if __name__ == "__main__":
+    main()
