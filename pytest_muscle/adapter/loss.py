@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from pytest_muscle.adapter import masks
+from pytest_muscle.adapter.products import product
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,13 +57,13 @@ class TokenLogits:
         else:
             bias = None if self.bias is None else self.bias[: self.vocabulary]
             states = self.states[rows].to(self.weight.dtype)
-            logits = functional.linear(states, self.weight[: self.vocabulary], bias)
+            logits = product(states, self.weight[: self.vocabulary], bias)
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def pull_back(self, gradient: Tensor) -> Tensor:
         """The gradient of the states [rows, ...] from that of their logits [rows, vocabulary]."""
         if self.weight is not None:
-            return gradient.to(self.weight.dtype) @ self.weight[: self.vocabulary]
+            return product(gradient.to(self.weight.dtype), self.weight[: self.vocabulary].T)
         extra = self.states.shape[-1] - self.vocabulary
         return functional.pad(gradient, (0, extra)) if extra else gradient
 
@@ -197,7 +198,7 @@ class _Problem:
             weight = weight * self.old.covered[rows]
         if self.trusted is not None:
             weight = weight * self.trusted[rows]
-        log_student = functional.log_softmax(logits / temperature, -1)
+        log_student = functional.log_softmax(logits if temperature == 1 else logits / temperature, -1)
         slope = log_student.exp()
         loss = torch.zeros_like(weight)
         for name, teacher, share in (("old", self.old, weight), ("new", self.new, 1 - weight)):
@@ -213,9 +214,10 @@ class _Problem:
                 towards = towards.sub_(log_student[taught].exp())
                 slope.index_add_(0, taught, towards.mul_(share[taught, None]))
                 continue
-            log_target = functional.log_softmax(target / temperature, -1)
-            target = log_target.exp()
-            loss[taught] += share[taught] * (log_target - log_student[taught]).mul_(target).sum(-1)
+            log_target = functional.log_softmax(target.div_(temperature), -1)
+            target = torch.exp(log_target, out=target)
+            apart = log_target.sub_(log_student[taught]).mul_(target).sum(-1)
+            loss[taught] += share[taught] * apart
             slope.index_add_(0, taught, target.mul_(share[taught, None]), alpha=-1)
         return loss, weight, slope.div_(temperature)
 

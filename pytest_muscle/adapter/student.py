@@ -113,6 +113,8 @@ def build_student(new: PreTrainedModel | PeftModel, config: TrainingConfig) -> S
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
+    from pytest_muscle.adapter.fused import fuse
+
     factors = _take_factors(new) if isinstance(new, PeftModel) else {}
     base: Any = new.unload() if isinstance(new, PeftModel) else new
     rank, notes = _rank(factors, config.rank)
@@ -131,6 +133,7 @@ def build_student(new: PreTrainedModel | PeftModel, config: TrainingConfig) -> S
         torch.manual_seed(config.seed)
         model: Any = get_peft_model(base, lora, adapter_name=ADAPTER)
     _copy_factors(model, factors, lora)
+    fuse(model)
     return Student(model, had_adapter=bool(factors), rank=rank, notes=notes)
 
 

@@ -1,0 +1,34 @@
+"""Products with weights that are not trained."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The product [..., out] of inputs [..., in] with a weight [out, in] of any layout; not differentiable.
+
+    By oneDNN where it can: PyTorch's own library for single precision is slower on some processors.
+    """
+    tensors = (inputs, weight) if bias is None else (inputs, weight, bias)
+    if _has_onednn() and all(each.device.type == "cpu" and each.dtype == torch.float32 for each in tensors):
+        made: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+        return made
+    return functional.linear(inputs, weight, bias)
+
+
+@cache
+def _has_onednn() -> bool:
+    probe = torch.linspace(-1, 1, 8).view(2, 4)
+    try:
+        made = torch.ops.mkldnn._linear_pointwise(probe, probe, None, "none", [], "")
+    except (RuntimeError, AttributeError, NotImplementedError):  # A build without these kernels.
+        return False
+    return torch.allclose(made, probe @ probe.T)
