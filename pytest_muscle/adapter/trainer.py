@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _COMPLETE = "complete"
 # Tokens that go through the student at once; the activations kept for the backward pass are theirs.
-_PART_TOKENS, _PART_WIDTH = 512, 576
+_PART_TOKENS, _PART_WIDTH = 256, 512
 _PART_TOKENS_ELSEWHERE = 16384
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
