@@ -10,7 +10,7 @@ from anything import HOSTILE, TEXT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_muscle.plugin import node_name
+from pytest_muscle.items import node_name
 
 TRUTH = {"keep": "1", "gain": "2", "lost": "3", "drift": "4", "wrong": "5"}
 OLD = {"keep": "1", "gain": "0", "lost": "3", "drift": "8", "wrong": "9"}
