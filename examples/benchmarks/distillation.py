@@ -30,13 +30,13 @@ from torch.nn import functional
 
 from pytest_muscle.adapter.config import CompatibilityConfig, Recipe
 from pytest_muscle.adapter.data import Collator, Example
-from pytest_muscle.adapter.heads import find_output_layer
 from pytest_muscle.adapter.loss import IGNORED
 from pytest_muscle.adapter.student import Student, build_student
 from pytest_muscle.adapter.teachers import CachedTeacher, StateCache
 from pytest_muscle.adapter.trainer import AdapterTrainer, Lesson, training_arguments
 from pytest_muscle.golden import read_golden
 from pytest_muscle.models.checkpoint import load_model, load_tokenizer, resolve_checkpoint
+from pytest_muscle.models.local.output import find_output_layer
 from pytest_muscle.models.quiet import quiet
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from pytest_muscle.adapter.answers import Answers, ask_loaded, restore
 from pytest_muscle.adapter.config import CompatibilityConfig, Recipe, TaskConfig
 from pytest_muscle.adapter.data import Collator, Examples, encode_cases, split_cases
 from pytest_muscle.adapter.folder import REPORT, RunFolder
-from pytest_muscle.adapter.heads import find_output_layer
 from pytest_muscle.adapter.processes import Processes
 from pytest_muscle.adapter.progress import Event, Note, Progress, Stage, Validated, silent
 from pytest_muscle.adapter.report import (
@@ -41,16 +40,17 @@ from pytest_muscle.adapter.vocabulary.texts import align_texts
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.grading import grade
 from pytest_muscle.models.local.encoding import Encoder
+from pytest_muscle.models.local.output import find_output_layer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pytest_muscle.adapter.data import Example
-    from pytest_muscle.adapter.heads import OutputLayer
     from pytest_muscle.adapter.vocabulary.texts import AlignedTexts, Coverage
     from pytest_muscle.golden import GoldenCase
     from pytest_muscle.grading import Similarity
     from pytest_muscle.models import ModelOptions, Response
+    from pytest_muscle.models.local.output import OutputLayer
 
 _CROSS_ENTROPY = Recipe(cross_entropy_weight=1.0)
 _CACHE_TOKENS = {"cpu": 1024}

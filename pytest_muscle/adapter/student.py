@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pytest_muscle.adapter.heads import find_output_layer
 from pytest_muscle.errors import MuscleError
+from pytest_muscle.models.local.output import find_output_layer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from pytest_muscle.adapter.heads import OutputLayer, token_logits
+from pytest_muscle.adapter.heads import token_logits
 from pytest_muscle.adapter.loss import IGNORED, TokenLogits
 from pytest_muscle.errors import MuscleError
+from pytest_muscle.models.local.output import OutputLayer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

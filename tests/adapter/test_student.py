@@ -6,9 +6,10 @@ from conftest import save_tiny_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from small import load, quick
 
-from pytest_muscle.adapter.heads import find_output_layer, token_logits
+from pytest_muscle.adapter.heads import token_logits
 from pytest_muscle.adapter.student import build_student
 from pytest_muscle.errors import MuscleError
+from pytest_muscle.models.local.output import find_output_layer
 from pytest_muscle.models.quiet import quiet
 
 TOKENS = torch.tensor([[1, 30, 41, 52, 63], [1, 35, 46, 57, 68]])

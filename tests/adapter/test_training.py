@@ -121,7 +121,7 @@ def test_cached_teachers_teach_what_live_ones_do(tiny_model, tiny_model_b, tmp_p
         config = quick(recipe=Recipe("truth_weighted", 2.0), teacher=teacher, tokens=tokens, texts="choices")
         result = train(tiny_model, tiny_model_b, tmp_path / teacher, config)
         adapters[teacher] = weights(result.path)
-    assert_same(adapters["cached"], adapters["live"], 2e-5)
+    assert_same(adapters["cached"], adapters["live"], 1e-4)
 
 
 def test_live_teachers_share_the_base_of_an_adapted_new_model(tiny_model, tiny_model_b, tmp_path):
@@ -134,7 +134,7 @@ def test_live_teachers_share_the_base_of_an_adapted_new_model(tiny_model, tiny_m
         result = train(tiny_model, tmp_path / "new", tmp_path / teacher, quick(teacher=teacher))
         assert "rank 2, the settings ask for 4" in result.notes[0]
         adapters[teacher] = weights(result.path)
-    assert_same(adapters["cached"], adapters["live"], 2e-5)
+    assert_same(adapters["cached"], adapters["live"], 1e-4)
 
 
 def test_one_step_of_paper_is_a_plain_pytorch_step(tiny_model, tiny_model_b, tmp_path):

@@ -21,6 +21,8 @@ _ROWS = 256
 class PackedLinear(nn.Module):
     """What a linear layer computes, for inference on a CPU in single precision."""
 
+    bias: torch.Tensor | None
+
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features

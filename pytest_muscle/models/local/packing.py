@@ -16,7 +16,9 @@ import torch
 
 from pytest_muscle.models.local.attention import Prefix, Segments, extend, run
 from pytest_muscle.models.local.batching import Budget, run_in_batches
-from pytest_muscle.models.local.scoring import ScoredBatch, Scores, token_logprobs
+from pytest_muscle.models.local.linear import PackedLinear
+from pytest_muscle.models.local.output import OutputLayer, find_output_layer
+from pytest_muscle.models.local.scoring import ScoredBatch, Scores, output_logprobs, token_logprobs
 from pytest_muscle.models.local.trie import Row, common_length
 
 if TYPE_CHECKING:
@@ -40,7 +42,10 @@ def score(model: PreTrainedModel, requests: Sequence[Choices], budget: Budget) -
     order = sorted(range(len(requests)), key=heads.__getitem__)
     first = max(range(len(order)), key=lambda place: length(requests[order[place]]), default=0)
     order = order[first:] + order[:first]
-    walk = _Walk(model, [requests[i] for i in order], [heads[i] for i in order])
+    output = find_output_layer(model)
+    # Elsewhere than on a CPU one large product is better than several small ones.
+    blockwise = output if output is not None and isinstance(output.layer, PackedLinear) else None
+    walk = _Walk(model, [requests[i] for i in order], [heads[i] for i in order], blockwise)
     for batch in run_in_batches(len(order), budget, walk.take, walk.run):
         yield [(order[item], scores) for item, scores in batch]
 
@@ -52,6 +57,7 @@ class _Walk:
     model: PreTrainedModel
     requests: list[Choices]
     heads: list[tuple[int, ...]]
+    output: OutputLayer | None
     prefix: Prefix = field(default_factory=Prefix)
     target: tuple[int, ...] = ()
 
@@ -102,9 +108,15 @@ class _Walk:
                 for node, token in zip(path[-choice.scored :], choice.tokens[-choice.scored :], strict=True):
                     targets.append((needed.setdefault(node, len(needed)), token))
         plan = Segments(self.prefix, row.segments())
-        logits = run(self.model, row.tokens, row.positions, plan, list(needed))
-        where, which = torch.tensor(targets, device=logits.device).unbind(1)
-        values = iter(token_logprobs(logits, where, which).tolist())
+        where, which = torch.tensor(targets, device=self.model.device).unbind(1)
+        asked = self.model, row.tokens, row.positions, plan, list(needed)
+        if self.output is None:
+            found = token_logprobs(run(*asked), where, which)
+        else:
+            with self.output.removed():
+                states = run(*asked)
+            found = output_logprobs(self.output.layer, states, where, which)
+        values = iter(found.tolist())
         return [tuple(math.fsum(next(values) for _ in range(c.scored)) for c in choices) for choices in batch]
 
 

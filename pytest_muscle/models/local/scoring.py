@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from pytest_muscle.models.local.batching import Budget, run_in_batches
 
@@ -44,6 +45,21 @@ def score(model: PreTrainedModel, requests: Sequence[Choices], budget: Budget) -
 
     for batch in run_in_batches(len(order), budget, take, run):
         yield [(order[item], scores) for item, scores in batch]
+
+
+def output_logprobs(
+    output: nn.Module, states: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor
+) -> torch.Tensor:
+    """As ``token_logprobs``, of the logits that an output layer makes of final states [positions, width].
+
+    The logits never exist whole: a block of them stays in the processor's caches while it is worked through.
+    """
+    found = torch.empty(len(tokens), device=states.device)
+    for start in range(0, len(states), _BLOCK):
+        inside = (rows >= start) & (rows < start + _BLOCK)
+        block = output(states[start : start + _BLOCK])
+        found[inside] = token_logprobs(block, rows[inside] - start, tokens[inside])
+    return found
 
 
 def token_logprobs(logits: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
