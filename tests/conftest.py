@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy  # noqa: F401  (cannot be imported again where a run within a test was the first to do so)
 import pytest
 from hypothesis import settings
 
