@@ -499,5 +499,5 @@ def test_any_expression_on_any_text_ends(expression, text):
         return
     start = time.perf_counter()
     graded = answered(text, extract=expression)
-    assert time.perf_counter() - start < 2.5
+    assert time.perf_counter() - start < 5
     assert (graded.error is None) == (graded.correct is not None)

@@ -127,9 +127,9 @@ def _of_provider(path: Path, rows: Sequence[Record], provider: str) -> Iterator[
     for number, row in enumerate(rows, 1):
         try:
             names = [name for name in (row["provider"].get("label"), row["provider"]["id"]) if name]
-        except (KeyError, TypeError, AttributeError):
+            found[names[0]] = None
+        except (KeyError, IndexError, TypeError, AttributeError):
             raise _not_a_row(path, number) from None
-        found[names[0]] = None
         if not provider or provider in names:
             yield number, row
     if (not provider and len(found) > 1) or (provider and not _is_among(rows, provider)):

@@ -241,3 +241,10 @@ def test_an_output_that_is_none_is_an_error_of_its_case(write):
     broken, whole = respond(f"{path}#old", case("a", "2+2?"), case("b", "2+3?"))
     assert (broken.text, broken.error) == (None, "promptfoo's output to the prompt of 'a' cannot be read")
     assert whole == Response("5")
+
+
+@pytest.mark.parametrize("provider", [{"id": ""}, {"id": "x", "label": {"a": 1}}])
+def test_a_provider_without_a_name_is_refused(write, provider):
+    path = write(row(0, "2+2?", "4"), row(1, "2+3?", "5") | {"provider": provider})
+    with pytest.raises(MuscleError, match="result 2"):
+        respond(f"{path}#old", case("a", "2+2?"))
