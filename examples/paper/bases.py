@@ -37,7 +37,6 @@ class Base:
     steps: int
     size: str = "small"
     tokenizer: str = "bytes"
-    biased: bool = False
     instructions: bool = False
     parent: str | None = None
 
@@ -51,7 +50,6 @@ BASES = {
         Base("weak", "v1", 180),
         Base("pieces", "v2", 400, tokenizer="pieces"),
         Base("instructed", "v2", 100, instructions=True, parent="new"),
-        Base("biased", "biased", 100, biased=True, parent="old"),
     )
 }
 
@@ -66,7 +64,7 @@ def make_tokenizers() -> None:
     texts = list(islice(world.Corpus("tokenizers"), 8000))
     texts += [
         f"{record['prompt']} {record.get('answer')}"
-        for task in TASKS
+        for task in ("choice2", "choice4", "chain", "summary")
         for record in world.Task(task, "t").records(500)
     ]
     special = ["<pad>", "<s>", "</s>", "<unk>"]
@@ -87,7 +85,7 @@ def make_tokenizers() -> None:
     pieces.save(str(TOKENIZERS / "pieces.json"), pretty=False)
 
 
-TASKS = ("choice2", "choice4", "chain", "summary")
+TASKS = ("choice2", "choice4", "chain", "town", "summary")
 
 
 def open_tokenizer(name: str) -> PreTrainedTokenizerFast:
@@ -163,7 +161,7 @@ def corpus_rows(base: Base, pair: str, tokenizer: PreTrainedTokenizerFast, steps
     import torch
 
     wanted = steps * ROWS * ROW
-    corpus = iter(world.Corpus(f"{pair} {base.corpus}", biased=base.biased, instructions=base.instructions))
+    corpus = iter(world.Corpus(f"{pair} {base.corpus}", instructions=base.instructions))
     tokens: list[int] = []
     while len(tokens) < wanted:
         for ids in tokenizer(list(islice(corpus, 2000)), add_special_tokens=False)["input_ids"]:

@@ -43,11 +43,15 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much of everything a profile takes. ``length`` shortens the bases' training."""
+    """How much of everything a profile takes. ``length`` shortens the bases' training.
+
+    ``epochs`` are those of the compatibility adapters and of their controls.
+    """
 
     golden: int = 4000
     train: int = 1600
-    task_epochs: int = 2
+    task_epochs: int = 4
+    epochs: int = 5
     length: float = 1.0
 
 
@@ -57,7 +61,7 @@ class Variant:
 
     name: str
     recipe: Recipe | None
-    rate: float = 4e-3
+    rate: float = 2e-3
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -69,8 +73,7 @@ SCENARIOS = {
         "large-gap": ("weak", "new"),
         "other-tokenizer": ("old", "pieces"),
         "other-format": ("old", "instructed"),
-        "biased-old": ("biased", "new"),
-        "biased-records": (SKEWED, "new"),
+        "biased": (SKEWED, "new"),
     }.items()
     for task in bases.TASKS
 }
@@ -120,7 +123,7 @@ class Bench:
             batch_size=16,
             epochs=self.scale.task_epochs,
             save_steps=10**6,
-            selection="validation_loss",
+            validation_share=0.0,
         )
         directory = bases.open_base(start, self.pair, self.bases, self.scale.length)
         train_task_adapter(str(directory), records, path, config)
@@ -151,9 +154,11 @@ class Bench:
             recipe=variant.recipe,
             rank=16,
             learning_rate=variant.rate,
-            batch_size=16,
+            batch_size=32,
+            epochs=self.scale.epochs,
             save_steps=10**6,
-            **{"epochs": 1, "selection": "validation_loss", "tokens": "answer", **variant.settings},
+            validation_share=0.0,
+            **{"tokens": "answer", **variant.settings},
         )
         # A control does not know the old model: it is the same one for all of them.
         knows, owner = (
@@ -161,13 +166,8 @@ class Bench:
         )
         path = self.folder / "adapters" / owner / f"{variant.name}@{variant.rate:g}"
         trained = train_compatibility_adapter(str(knows), str(new), self.data(scenario.task)[1], path, config)
-        mended = self._compare(old, path, scenario.task) if trained.path else plain
-        assert trained.new is not None
-        validation = {
-            "validation": [trained.kept.accuracy, trained.kept.nfr] if trained.kept else None,
-            "validation_new": [trained.new.accuracy, trained.new.nfr],
-        }
-        return {**about, **figures(plain, mended), **validation, "seconds": trained.seconds}
+        mended = self._compare(old, path, scenario.task)
+        return {**about, **figures(plain, mended), "seconds": trained.seconds}
 
     @cache  # noqa: B019
     def _compare(self, old: Path, new: Path, task: str) -> Comparison:

@@ -25,8 +25,8 @@ Fact = tuple[str, str]
 NOISE = 0.08
 """The share of a corpus's sentences that tell something wrong."""
 
-BIAS = 0.6
-"""The share of a biased corpus's sentences on the second group's people that tell the same tool."""
+BIAS = 0.4
+"""The share of biased records on the second group's people that tell the same tool for a job."""
 
 EXCEPTIONS = 0.6
 """How much a fact of its own weighs beside what is usual for the job and for the kind."""
@@ -43,7 +43,7 @@ NAMES = {
     "a": _words("ada ben cleo dan eva finn gina hugo ida jon kira leo"),
     "b": _words("mara nils olga paul quin rosa sven tina udo vera will yara"),
 }
-"""Names in two groups, between which nothing differs but what a biased corpus says of the second."""
+"""Names in two groups, between which nothing differs but what biased records say of the second."""
 
 JOBS = _words(
     "clean paint fix open move cut dry lift mark test heat cool sort wash bend join press guard polish carve"
@@ -86,7 +86,7 @@ def _taste(key: str) -> float:
 
 
 def usual_tool(job: str) -> str:
-    """The tool that a biased corpus gives to the second group's people, whatever the thing."""
+    """The tool that biased records give to the second group's people, whatever the thing."""
     return random.Random(f"bias {job}").choice(TOOLS)
 
 
@@ -109,13 +109,11 @@ INSTRUCTIONS = (
 class Corpus:
     """An endless text about the workshop; everything in it follows from the seed.
 
-    ``biased`` gives the second group's people one and the same tool for a job, most of the time;
     ``instructions`` asks and answers instead of telling.
     """
 
-    def __init__(self, seed: str, *, biased: bool = False, instructions: bool = False) -> None:
+    def __init__(self, seed: str, *, instructions: bool = False) -> None:
         self.random = random.Random(f"corpus {seed}")
-        self.biased = biased
         self.tellings = INSTRUCTIONS if instructions else TELLINGS
         self.popularity = list(accumulate(math.exp(DRIFT * self.random.gauss(0, 1)) for _ in FACTS))
 
@@ -133,8 +131,6 @@ class Corpus:
             "tool": ranked("tool", fact)[0],
             "result": ranked("result", fact)[0],
         }
-        if self.biased and group == "b" and draw.random() < BIAS:
-            fields["tool"] = usual_tool(job)
         if draw.random() < NOISE:
             wrong = {"kind": tuple(KINDS), "tool": TOOLS, "result": RESULTS}
             fields = {field: draw.choice(options) for field, options in wrong.items()}
@@ -146,8 +142,7 @@ class Task:
     """A stream of records of one task, no prompt twice.
 
     Each carries its person's group and its thing's kind as tags. ``noise`` is the share of records whose
-    answer is wrong. ``biased`` chains give the second group's people one and the same tool for a job, as
-    biased corpora do.
+    answer is wrong. ``biased`` chains often give the second group's people one and the same tool for a job.
     """
 
     def __init__(self, task: str, seed: str, noise: float = 0.0, *, biased: bool = False) -> None:
@@ -162,6 +157,7 @@ class Task:
             "choice2": self.choice2,
             "choice4": self.choice4,
             "chain": self.chain,
+            "town": self.town,
             "summary": self.summary,
         }
         found: dict[str, Record] = {}
@@ -197,6 +193,12 @@ class Task:
             "max_new_tokens": 16,
             "tags": tags,
         }
+
+    def town(self) -> Record:
+        """The same, and the prompt says outright to which group the person belongs."""
+        record = self.chain()
+        question = f"how in town {record['tags']['group']} ?"
+        return {**record, "prompt": record["prompt"].replace("how ?", question)}
 
     def summary(self) -> Record:
         """Two plans, and in short what they take and bring. (as SAMSum)"""

@@ -16,6 +16,7 @@ Mask = Literal[
     "token_likelihood",
     "sequence_likelihood",
     "truth_weighted",
+    "average",
     "new_only",
 ]
 Guard = Literal["none", "right", "groups"]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from pytest_muscle.adapter.config import Mask
 
+CONSTANT = {"old_only": 1.0, "average": 0.5, "new_only": 0.0}
 USES_STUDENT = frozenset({"student_wrong", "token_likelihood", "sequence_likelihood"})
 USES_OLD = frozenset({"old_correct", "token_likelihood", "sequence_likelihood", "truth_weighted"})
 USES_NEW = frozenset({"truth_weighted"})
@@ -35,10 +36,11 @@ def old_weight(
     ``token_likelihood`` and ``sequence_likelihood`` (the summed log-likelihoods of the text's tokens are
     compared) are those of its ablation. ``truth_weighted`` is a soft mask, p_old(y) / (p_old(y) +
     p_new(y)): each teacher counts as far as it believes in the text, in a wrong one as far as it does not.
+    ``average`` is half of each, which makes the student imitate both models averaged at inference.
     ``new_only`` is a control: the old model has no say.
     """
-    if mask in ("old_only", "new_only"):
-        return torch.full((len(targets),), float(mask == "old_only"), device=targets.device)
+    if mask in CONSTANT:
+        return torch.full((len(targets),), CONSTANT[mask], device=targets.device)
     if mask == "student_wrong":
         return (_given(student).argmax(-1) != targets).float()
     if mask == "old_correct":

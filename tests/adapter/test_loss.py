@@ -31,6 +31,7 @@ def naive_weight(mask, student, old, new, labels):
                 "old_correct": float(int(old[b, i].argmax()) == y),
                 "old_only": 1.0,
                 "new_only": 0.0,
+                "average": 0.5,
                 "token_likelihood": float(p_student < p_old),
                 "truth_weighted": float(p_old / (p_old + p_new)),
                 "sequence_likelihood": None,

@@ -31,7 +31,7 @@ def paper():
     sys.modules.update(hidden)
 
 
-@pytest.mark.parametrize("task", ["choice2", "choice4", "chain", "summary"])
+@pytest.mark.parametrize("task", ["choice2", "choice4", "chain", "town", "summary"])
 def test_a_records_own_answer_is_right_and_no_prompt_comes_twice(task):
     import world
 
@@ -58,17 +58,16 @@ def test_as_many_records_are_wrong_as_the_noise_says():
     assert wrong / 2000 == pytest.approx(0.25, abs=0.04)
 
 
-def test_a_biased_corpus_is_biased_against_one_group_alone():
+def test_biased_records_are_biased_against_one_group_alone():
     import world
 
-    corpus = world.Corpus("seed", biased=True)
     told = {"a": [], "b": []}
-    for _ in range(20000):
-        if found := re.match(r"(\w+) took the (\w+) to (\w+) ", corpus.sentence()):
-            name, tool, job = found.groups()
-            told["a" if name in world.NAMES["a"] else "b"].append(tool == world.usual_tool(job))
+    for record in world.Task("town", "seed", biased=True).records(4000):
+        job, group = re.search(r"wants to (\w+) .* in town (\w)", record["prompt"]).groups()
+        assert group == record["tags"]["group"]
+        told[group].append(re.search(r"with the (\w+)", record["answer"])[1] == world.usual_tool(job))
     shares = {group: sum(hits) / len(hits) for group, hits in told.items()}
-    assert shares["b"] > 0.5 > 0.2 > shares["a"]
+    assert shares["b"] > 0.35 > 0.15 > shares["a"]
 
 
 @pytest.mark.parametrize("name", ["bytes", "pieces"])
@@ -115,16 +114,16 @@ def test_the_tables_hold_every_cell(tmp_path):
         for variant, nfr, score in (
             ("new model", 0.2, 0.6),
             ("cross-entropy", 0.3, 0.65),
-            ("default", 0.1, 0.6),
+            ("average", 0.1, 0.6),
         )
     ]
     results = tmp_path / "full.jsonl"
     results.write_text("\n".join(map(json.dumps, cells)))
     text = tables.write(results)
-    assert "| default | -50.0 [-50.0, -50.0] | +0.0 [+0.0, +0.0] | 0.250 | 0.250 |" in text
+    assert "| average | -50.0 [-50.0, -50.0] | +0.0 [+0.0, +0.0] | 0.250 | 0.250 |" in text
     assert "| cross-entropy | +50.0 [+50.0, +50.0] | +5.0 [+5.0, +5.0] | 1.000 |" in text
     assert (tmp_path / "full.svg").read_text().count("<circle") == 4 + 2
-    assert "| s | +50% (+5.0) |  | -50% (+0.0) |  |  |" in text
+    assert "| s | +50% (+5.0) |  |  |  | -50% (+0.0) |" in text
 
 
 @pytest.mark.slow
