@@ -3,7 +3,7 @@
     python run.py smoke                        # every part once, in minutes
     python run.py full                         # the figures in README.md; stopped, it goes on later
     python run.py cell SCENARIO PAIR VARIANT   # one cell
-    python run.py tables                       # the tables and the plot
+    python run.py tables [round1]              # the tables and the plot
 
 What has been made is kept in ``work`` (``--work``): a cell that is there is not computed again. Each finished
 cell is a line of ``results/PROFILE.jsonl`` (``--results``).
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from variants import Profile
 
 HERE = Path(__file__).parent
+ROUNDS = (*PROFILES, "round1")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -51,7 +52,9 @@ def main(arguments: list[str] | None = None) -> None:
     cell = commands.add_parser("cell")
     for name in ("scenario", "pair", "variant"):
         cell.add_argument(name)
-    commands.add_parser("tables").add_argument("profile", nargs="?", default="full", choices=PROFILES)
+    commands.add_parser("tables").add_argument(
+        "profile", nargs="?", default="full", choices=("full", "round1", "smoke")
+    )
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)

@@ -17,6 +17,7 @@ Cell = dict[str, Any]
 # Two-sided 95% quantiles of Student's t for 1, 2 ... degrees of freedom.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 CONTROLS = ("cross-entropy", "cross-entropy + new")
+CHOSEN = "chosen on validation"
 
 
 def line(cell: Cell) -> str:
@@ -33,30 +34,45 @@ def write(results: Path) -> str:
     scenarios: dict[str, dict[str, dict[str, Cell]]] = defaultdict(lambda: defaultdict(dict))
     for cell in cells:
         scenarios[cell["scenario"]][cell["variant"]][cell["pair"]] = cell
+    for variants in scenarios.values():
+        if chosen := choose(variants):
+            variants[CHOSEN] = chosen
     results.with_suffix(".svg").write_text(plot(scenarios), encoding="utf-8")
     return "\n\n".join(
         [overview(scenarios), *(table(name, variants) for name, variants in scenarios.items())]
     )
 
 
-SHOWN = ("cross-entropy", "cross-entropy + new", "paper", "truth-weighted", "average")
+SHOWN = (
+    "cross-entropy",
+    "cross-entropy + new",
+    "paper",
+    "truth-weighted",
+    "average",
+    "average, guard right",
+    # The first round's.
+    "default",
+    "cross-entropy, 3 epochs",
+    "default, 3 epochs",
+)
 
 
 def overview(scenarios: Mapping[str, Mapping[str, Mapping[str, Cell]]]) -> str:
     """One row a scenario: the mean change of NFR in percent and, in brackets, that of the score in points."""
     most = max(len(variants["new model"]) for variants in scenarios.values())
-    rows = [f"| | {' | '.join(SHOWN)} |", f"| --- |{' --- |' * len(SHOWN)}"]
+    shown = [name for name in SHOWN if any(name in variants for variants in scenarios.values())]
+    rows = [f"| | {' | '.join(shown)} |", f"| --- |{' --- |' * len(shown)}"]
     for scenario, variants in scenarios.items():
         plain = variants["new model"]
         figures = []
-        for name in SHOWN:
+        for name in shown:
             by_pair = variants.get(name, {})
             if not by_pair:
                 figures.append("")
                 continue
             flips, _ = mean_and_half_width([relative(by_pair[p]["nfr"], plain[p]["nfr"]) for p in by_pair])
             gain, _ = mean_and_half_width([100 * (by_pair[p]["score"] - plain[p]["score"]) for p in by_pair])
-            few = f", {len(by_pair)} pairs" if len(by_pair) < len(plain) else ""
+            few = f", {len(by_pair)} of {len(plain)} pairs" if len(by_pair) < len(plain) else ""
             figures.append(f"{flips:+.0f}% ({gain:+.1f}{few})")
         few = f" ({len(plain)} of {most} pairs)" if len(plain) < most else ""
         rows.append(f"| {scenario}{few} | {' | '.join(figures)} |")
@@ -98,19 +114,24 @@ def table(name: str, variants: Mapping[str, Mapping[str, Cell]]) -> str:
         flips = [relative(by_pair[p]["nfr"], plain[p]["nfr"]) for p in pairs]
         scores = [100 * (by_pair[p]["score"] - plain[p]["score"]) for p in pairs]
         tests = []
-        for other in ("new model", *CONTROLS):
+        for other in ("new model", *(control(name, variant) for name in CONTROLS)):
             against = variants.get(other, {})
             differences = [by_pair[p]["nfr"] - against[p]["nfr"] for p in pairs if p in against]
             whole = len(differences) == len(pairs) and other != variant
             tests.append(test(differences) if whole else "")
         inherited = 100 * sum(by_pair[p]["inherited"] for p in pairs) / len(pairs)
         gap = [100 * (by_pair[p]["new_a"] - by_pair[p]["new_b"]) for p in pairs]
-        few = f" ({len(pairs)} pairs)" if len(pairs) < len(plain) else ""
+        few = f" ({len(pairs)} of {len(plain)} pairs)" if len(pairs) < len(plain) else ""
         rows.append(
             f"| {variant}{few} | {interval(flips)} | {interval(scores)} | {' | '.join(tests)} | "
             f"{inherited:.2f} | {sum(gap) / len(gap):+.1f} |"
         )
     return "\n".join(rows)
+
+
+def control(name: str, variant: str) -> str:
+    """The control that was trained as long as the variant."""
+    return f"{name}, 3 epochs" if "3 epochs" in variant else name
 
 
 def relative(rate: float, start: float) -> float:
@@ -128,8 +149,10 @@ def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
 
 
 def interval(values: Sequence[float]) -> str:
-    """The mean with its 95% interval."""
+    """The mean with its 95% interval, which a single value does not have."""
     mean, half = mean_and_half_width(values)
+    if math.isnan(half):
+        return f"{mean:+.1f}"
     return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
 
 
@@ -141,17 +164,55 @@ def test(differences: Sequence[float]) -> str:
     return f"{sum(each <= observed + 1e-12 for each in sums) / len(signs):.3f}"
 
 
+def choose(variants: Mapping[str, Mapping[str, Cell]]) -> dict[str, Cell] | None:
+    """For each pair the variant, of those that know the old model, that validation likes best.
+
+    Only the first round held records back for validation. A variant's price is its NFR and what it loses in
+    score there; the new model as it is stays where no variant is cheaper.
+    """
+    others = ("new model", "KL to new alone")
+    candidates = [name for name in variants if name not in others and "3 epochs" not in name]
+    candidates = [name for name in candidates if not name.startswith("cross-entropy")]
+    validated = any("validation" in cell for name in candidates for cell in variants[name].values())
+    if len(candidates) < 2 or not validated:
+        return None
+    chosen = {}
+    for pair, plain in variants["new model"].items():
+        priced = [(price(cell), name) for name in candidates if (cell := variants[name].get(pair))]
+        known = [
+            cell for name in candidates if (cell := variants[name].get(pair)) and "validation_new" in cell
+        ]
+        best, name = min(priced, default=(math.inf, ""))
+        stay = known[0]["validation_new"][1] if known else 0.0
+        chosen[pair] = variants[name][pair] if best < stay else plain
+    return chosen
+
+
+def price(cell: Cell) -> float:
+    """Negative flips and lost score on the validation records."""
+    if not cell.get("validation"):
+        return math.inf
+    score, nfr = cell["validation"]
+    return float(nfr + max(0.0, cell["validation_new"][0] - score))
+
+
 COLOURS = {
     "cross-entropy": "#8a8a8a",
     "paper": "#c2772b",
     "truth-weighted": "#7fb0de",
     "average": "#1f5a96",
+    "default": "#7fb0de",
+    "default, 3 epochs": "#1f5a96",
 }
 
 
 def plot(scenarios: Mapping[str, Mapping[str, Mapping[str, Cell]]]) -> str:
-    """Relative change of NFR with intervals: the control and three recipes."""
-    shown = COLOURS
+    """Relative change of NFR with intervals: the control and the recipes."""
+    shown = {
+        name: colour
+        for name, colour in COLOURS.items()
+        if any(name in variants for variants in scenarios.values())
+    }
     left, width, top, step = 190, 460, 46, 50
     height = top + step * len(scenarios) + 34
 

@@ -59,16 +59,18 @@ class Profile:
 
 CONTROLS = ("cross-entropy", "cross-entropy + new")
 MASKS = tuple(name for name in VARIANTS if "T=" in name)
+GUARD = "average, guard right"
 FULL = (
-    # What the goals are about, in the order in which they are named.
+    # What the goals are about.
     ("small-gap-choice2", ("new model", *CONTROLS, "average")),
     ("small-gap-chain", ("new model", "cross-entropy", "average")),
     ("large-gap-chain", ("new model", "cross-entropy", "average")),
+    ("small-gap-choice2", ("paper", GUARD)),
     ("other-tokenizer-chain", ("new model", "cross-entropy", "average")),
     ("small-gap-summary", ("new model", "cross-entropy", "average")),
-    ("biased-town", ("new model", "paper", "average, guard right", "average", "average, guard groups")),
+    ("biased-town", ("new model", "paper", GUARD, "average", "average, guard groups")),
     # More, as far as time allows.
-    ("small-gap-choice2", ("paper", "truth-weighted")),
+    ("small-gap-choice2", ("truth-weighted",)),
     ("small-gap-chain", ("paper", "truth-weighted", "cross-entropy + new")),
     ("large-gap-chain", ("truth-weighted", "paper", "cross-entropy + new")),
     ("other-format-choice4", ("new model", "cross-entropy", "average")),

@@ -110,4 +110,5 @@ def test_recipes_say_what_they_are_and_need():
     assert str(Recipe(cross_entropy_weight=1.0)) == "cross-entropy"
     assert (Recipe("old_only").uses_old, Recipe("old_only").uses_new) == (True, False)
     assert (Recipe("truth_weighted").uses_old, Recipe("truth_weighted").uses_new) == (True, True)
+    assert (Recipe("average").uses_old, Recipe("average").uses_new) == (True, True)
     assert not Recipe(cross_entropy_weight=1.0).uses_old
