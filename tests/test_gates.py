@@ -142,6 +142,29 @@ def test_of_many_slices_at_the_budget_hardly_any_fails():
     assert single / 60 > 0.5
 
 
+@pytest.mark.parametrize("other", [0, 5, 14, 30])
+def test_a_significant_gate_fails_just_where_its_corrected_p_does(other):
+    """On one side, 2.5 %; beside another gate its own level is lower, though its interval is no wider."""
+
+    def part(name, lost):
+        kept = [result(RIGHT, RIGHT, tags={"part": name})] * (200 - lost)
+        return [result(RIGHT, WRONG, tags={"part": name})] * lost + kept
+
+    thresholds = [Threshold("max_nfr", 0.05, slice=f"part={i}", decision="significant") for i in "ab"]
+    alone = []
+    for lost in range(11, 26):
+        gates = judged(part("a", lost) + part("b", other), *thresholds)
+        p, rest = (
+            binomtest(count, 200, 0.05, alternative="greater").pvalue if count > 10 else 1.0
+            for count in (lost, other)
+        )
+        corrected = min(1.0, 2 * p) if p <= rest else max(p, min(1.0, 2 * rest))
+        assert gates[0].p == pytest.approx(corrected, rel=1e-9)
+        assert gates[0].ruling == ("failed" if corrected <= 0.025 else "inconclusive")
+        alone.append(p <= 0.025 < corrected)
+    assert any(alone) == (other < 20)  # Else the other gate has the stricter level.
+
+
 # Each budget's figure
 
 

@@ -152,7 +152,7 @@ class _Problem:
         likelihoods = [
             torch.cat(
                 [masks.target_loglikelihood(model.rows(rows), self.targets[rows]) for rows in self.chunks()]
-                or [torch.zeros(0)]
+                or [torch.zeros(0, device=self.targets.device)]
             )
             for model in (self.student, self.old)
         ]

@@ -138,6 +138,110 @@ def test_chunks_change_nothing(monkeypatch, chunk):
         )
 
 
+def flat(dtype=torch.float64):
+    """Student, old and new [tokens, vocabulary], the tokens that follow and the text of each."""
+    models, labels = batch(dtype, "none")
+    sequence = torch.arange(BATCH).repeat_interleave(TOKENS - 1)
+    return [logits[:, :-1].flatten(0, 1) for logits in models], labels[:, 1:].flatten(), sequence
+
+
+class Watched(TokenLogits):
+    """Logits that note how many rows they were asked for at a time."""
+
+    asked: list[int]
+
+    def rows(self, wanted):
+        found = super().rows(wanted)
+        self.asked.append(len(found))
+        return found
+
+
+def watched(logits, asked):
+    model = Watched(logits, VOCABULARY)
+    object.__setattr__(model, "asked", asked)
+    return model
+
+
+@pytest.mark.parametrize("device", ["cpu", "another"])
+@pytest.mark.parametrize(("held", "rows_at_once"), [(1, 1), (VOCABULARY, 1), (5 * VOCABULARY, 5)])
+@pytest.mark.parametrize("mask", ["old_only", "truth_weighted", "sequence_likelihood"])
+def test_no_more_logits_are_held_at_once_than_a_device_may(monkeypatch, device, held, rows_at_once, mask):
+    elsewhere = 2**20 if device == "cpu" else held
+    monkeypatch.setattr("pytest_muscle.adapter.loss._CHUNK_ELEMENTS", {device: held})
+    monkeypatch.setattr("pytest_muscle.adapter.loss._CHUNK_ELEMENTS_ELSEWHERE", elsewhere)
+    models, targets, sequence = flat()
+    whole = old_weight(mask, *models, targets, sequence).sum()
+    asked = [[], [], []]
+    sources = [watched(logits, noted) for logits, noted in zip(models, asked, strict=True)]
+    loss = token_loss(*sources, targets, Recipe(mask), sequence=sequence)
+    assert loss.from_old.item() == pytest.approx(whole.item())
+    passes = 2 if mask == "sequence_likelihood" else 1
+    assert max(asked[0]) == rows_at_once
+    assert sum(asked[0]) == passes * len(targets)
+    if mask == "truth_weighted":  # Both teachers are known in full already when the mask is.
+        assert asked[1] == asked[2] == asked[0]
+
+
+@pytest.mark.parametrize("mask", get_args(Mask))
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_what_it_is_given_stays_as_it_was(mask, share):
+    models, targets, sequence = flat(torch.float32)
+    before = [logits.clone() for logits in models]
+    sources = [TokenLogits(logits, VOCABULARY) for logits in models]
+    truthful, trusted = (torch.arange(len(targets)) % k > 0 for k in (2, 3))
+    more = {"sequence": sequence, "truthful": truthful, "trusted": trusted}
+    token_loss(*sources, targets, Recipe(mask, 2.0, share), **more)
+    assert all(torch.equal(now, then) for now, then in zip(models, before, strict=True))
+    assert torch.equal(trusted, torch.arange(len(targets)) % 3 > 0)
+
+
+@pytest.mark.parametrize("mask", get_args(Mask))
+@pytest.mark.parametrize("tokens", [BATCH * (TOKENS - 1), 0])
+def test_everything_is_made_where_the_inputs_are(mask, tokens):
+    (student, old, new), targets, sequence = flat()
+    student.requires_grad_()
+    labels = torch.full((1, tokens + 1), IGNORED)
+    labels[0, 1:] = targets[:tokens]
+
+    def found():
+        sources = [TokenLogits(logits[:tokens], VOCABULARY) for logits in (student, old, new)]
+        recipe = Recipe(mask, 2.0, 0.5)
+        loss = token_loss(*sources, targets[:tokens], recipe, sequence=sequence[:tokens])
+        padded = [torch.cat([logits[:tokens], logits[:1]])[None] for logits in (student, old, new)]
+        mean = compatibility_loss(*padded, labels, recipe)
+        (slope,) = torch.autograd.grad(loss.total + mean, student)
+        return torch.stack([loss.total, loss.from_old, mean]).detach(), slope
+
+    expected = found()
+    with torch.device("meta"):  # Where a tensor goes whose maker does not say.
+        elsewhere = found()
+    for one, other in zip(expected, elsewhere, strict=True):
+        assert torch.equal(one, other)
+    assert old_weight("old_only", None, None, None, targets.to("meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize("mask", ["old_only", "new_only"])
+def test_a_model_that_nothing_is_learned_from_may_be_missing(mask):
+    (student, old, new), labels = batch(torch.float64, "right")
+    expected = naive_loss(student, old, new, labels, Recipe(mask, 1.0, 0.5)).item()
+    teachers = (old, None) if mask == "old_only" else (None, new)
+    loss = compatibility_loss(student, *teachers, labels, Recipe(mask, 1.0, 0.5))
+    assert loss.item() == pytest.approx(expected, abs=1e-12)
+    alone = compatibility_loss(student, None, None, labels, Recipe(mask, 1.0, 1.0))
+    entropy = torch.nn.functional.cross_entropy(student[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    assert alone.item() == pytest.approx(entropy.item(), abs=1e-12)
+    with pytest.raises(AssertionError, match=f"the recipe needs the {mask[:3]} model"):
+        compatibility_loss(student, *reversed(teachers), labels, Recipe(mask))
+
+
+def test_one_token_is_its_own_mean():
+    (student, old, new), labels = batch(torch.float64, "none")
+    labels[0, 2:] = labels[1:] = IGNORED
+    recipe = Recipe("student_wrong", 1.0, 0.5)
+    expected = naive_loss(student, old, new, labels, recipe).item()
+    assert compatibility_loss(student, old, new, labels, recipe).item() == pytest.approx(expected, abs=1e-12)
+
+
 def test_from_hidden_states_as_from_logits():
     generator = torch.Generator().manual_seed(1)
     n, padded = 9, VOCABULARY + 3
@@ -162,6 +266,58 @@ def test_from_hidden_states_as_from_logits():
         results.append((loss.total.item(), loss.from_old.item(), leaf.grad))
     assert results[0][:2] == pytest.approx(results[1][:2], abs=1e-12)
     torch.testing.assert_close(results[0][2], results[1][2])
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("layer", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("hidden", [torch.float32, torch.bfloat16])
+def test_an_output_layer_of_another_precision(hidden, layer, biased):
+    """Against autograd in float64 on the same rounded numbers."""
+    generator = torch.Generator().manual_seed(4)
+    n = 9
+    targets = torch.randint(VOCABULARY, (n,), generator=generator)
+    states = [torch.randn(n, WIDTH, generator=generator).to(hidden) for _ in range(3)]
+    head = torch.randn(VOCABULARY, WIDTH, generator=generator).to(layer)
+    bias = torch.randn(VOCABULARY, generator=generator).to(layer) if biased else None
+    leaf = states[0].clone().requires_grad_()
+    sources = [TokenLogits(s, VOCABULARY, head, bias) for s in (leaf, *states[1:])]
+    loss = token_loss(*sources, targets, Recipe("truth_weighted", 2.0, 0.5))
+    loss.total.backward()
+
+    exact = states[0].double().requires_grad_()
+    offset = 0 if bias is None else bias.double()
+    student, old, new = (s.double() @ head.double().T + offset for s in (exact, *states[1:]))
+    place = torch.arange(n)
+    p_old, p_new = (logits.softmax(-1)[place, targets] for logits in (old, new))
+    weight = p_old / (p_old + p_new)
+    q = (student / 2).softmax(-1)
+    from_old, from_new = ((p * (p / q).log()).sum(-1) for p in ((old / 2).softmax(-1), (new / 2).softmax(-1)))
+    entropy = -student.softmax(-1)[place, targets].log()
+    expected = (0.5 * (weight * from_old + (1 - weight) * from_new) + 0.5 * entropy).sum()
+    expected.backward()
+
+    rough = 8 * max(torch.finfo(hidden).eps, torch.finfo(layer).eps)
+    assert loss.total.item() == pytest.approx(expected.item(), rel=rough)
+    assert loss.from_old.item() == pytest.approx(weight.sum().item(), rel=rough)
+    torch.testing.assert_close(leaf.grad.double(), exact.grad, atol=rough, rtol=rough)
+    assert loss.total.dtype == loss.from_old.dtype == torch.float32
+    made = sources[0].rows(slice(2, 4)).dtype
+    assert made == (torch.float64 if layer == torch.float64 else torch.float32)
+
+
+def test_sums_over_many_tokens_are_as_good_as_in_float64():
+    n = 40_000
+    generator = torch.Generator().manual_seed(6)
+    student, old, new = (torch.randn(n, 3, generator=generator) for _ in range(3))
+    student[::50, 0] -= 2.0**20
+    targets = torch.zeros(n, dtype=torch.long)
+    each = torch.nn.functional.cross_entropy(student.double(), targets, reduction="none")
+    sources = [TokenLogits(logits, 3) for logits in (student, old, new)]
+    learned = token_loss(*sources, targets, Recipe(cross_entropy_weight=1.0)).total
+    assert learned.item() == pytest.approx(each.sum().item(), rel=2**-24)
+    p_old, p_new = (logits.double().softmax(-1)[:, 0] for logits in (old, new))
+    weights = token_loss(*sources, targets, Recipe("truth_weighted")).from_old
+    assert weights.item() == pytest.approx((p_old / (p_old + p_new)).sum().item(), rel=2**-24)
 
 
 def test_three_tokens_by_hand():
@@ -244,27 +400,13 @@ def test_no_tokens_have_no_loss():
 
 
 def test_the_hard_masks_ask_each_teacher_for_its_own_tokens_only():
-    (student, old, new), labels = batch(torch.float64, "none")
-    rows, targets = student[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-    asked = {"old": 0, "new": 0}
-
-    class Counted(TokenLogits):
-        def rows(self, wanted):
-            found = super().rows(wanted)
-            asked["old" if self.states is old_rows else "new"] += len(found)
-            return found
-
-    old_rows, new_rows = old[:, :-1].flatten(0, 1), new[:, :-1].flatten(0, 1)
-    loss = token_loss(
-        TokenLogits(rows, VOCABULARY),
-        Counted(old_rows, VOCABULARY),
-        Counted(new_rows, VOCABULARY),
-        targets,
-        Recipe("student_wrong"),
-    )
-    wrong = int((rows.argmax(-1) != targets).sum())
+    (student, old, new), targets, _ = flat()
+    from_old, from_new = [], []
+    sources = [TokenLogits(student, VOCABULARY), watched(old, from_old), watched(new, from_new)]
+    loss = token_loss(*sources, targets, Recipe("student_wrong"))
+    wrong = int((student.argmax(-1) != targets).sum())
     assert 0 < wrong < len(targets)
-    assert asked == {"old": wrong, "new": len(targets) - wrong}
+    assert (from_old, from_new) == ([wrong], [len(targets) - wrong])
     assert loss.from_old.item() == wrong
 
 

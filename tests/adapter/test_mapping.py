@@ -209,6 +209,32 @@ def test_masks_see_the_mapped_distribution(mask):
     assert loss.from_old.item() == pytest.approx(sum(expected))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_new_model_teaches_where_the_old_one_says_nothing_or_is_not_trusted(temperature):
+    rows, student, same = rows_of(CASES), student_of(CASES), student_of(CASES)
+    new = torch.randn(student.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    trusted = torch.arange(len(CASES)) % 3 > 0
+    recipe = Recipe("old_only", temperature)
+    loss = token_loss(
+        TokenLogits(student, NEW_SIZE),
+        rows,
+        TokenLogits(new, NEW_SIZE),
+        rows.following,
+        recipe,
+        trusted=trusted,
+    )
+    loss.total.backward()
+    from_old = [case if is_trusted else None for case, is_trusted in zip(CASES, trusted, strict=True)]
+    p, q = ((logits / temperature).softmax(-1) for logits in (new, same))
+    apart = (p * (p / q).log()).sum(-1)
+    others = apart[torch.tensor([case is None for case in from_old])].sum()
+    expected = expected_loss(same, rows, from_old, temperature) + others
+    expected.backward()
+    assert loss.total.item() == pytest.approx(expected.item(), rel=1e-10)
+    assert loss.from_old.item() == len(CASES) - from_old.count(None)
+    torch.testing.assert_close(student.grad, same.grad, atol=1e-10, rtol=0)
+
+
 def test_a_text_is_judged_by_the_tokens_that_the_old_model_speaks_of():
     cases = [CASES[0], None]
     rows, student = rows_of(cases), student_of(cases).detach()
