@@ -306,15 +306,15 @@ def test_an_output_layer_of_another_precision(hidden, layer, biased):
 
 
 def test_sums_over_many_tokens_are_as_good_as_in_float64():
-    n = 40_000
-    generator = torch.Generator().manual_seed(6)
-    student, old, new = (torch.randn(n, 3, generator=generator) for _ in range(3))
-    student[::50, 0] -= 2.0**20
+    n = 500_000
+    generator = torch.Generator().manual_seed(3)
+    student, old, new = (torch.randn(n, 2, generator=generator) for _ in range(3))
+    student[0, 0] -= 2.0**24  # Beside this the other tokens' losses vanish in float32, one by one.
     targets = torch.zeros(n, dtype=torch.long)
     each = torch.nn.functional.cross_entropy(student.double(), targets, reduction="none")
-    sources = [TokenLogits(logits, 3) for logits in (student, old, new)]
+    sources = [TokenLogits(logits, 2) for logits in (student, old, new)]
     learned = token_loss(*sources, targets, Recipe(cross_entropy_weight=1.0)).total
-    assert learned.item() == pytest.approx(each.sum().item(), rel=2**-24)
+    assert learned.item() == pytest.approx(each.sum().item(), rel=2**-22)
     p_old, p_new = (logits.double().softmax(-1)[:, 0] for logits in (old, new))
     weights = token_loss(*sources, targets, Recipe("truth_weighted")).from_old
     assert weights.item() == pytest.approx((p_old / (p_old + p_new)).sum().item(), rel=2**-24)
