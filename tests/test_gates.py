@@ -1,6 +1,7 @@
 """Gates: three ways to decide, what an undecided one does, and what becomes of the cases."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -233,6 +234,20 @@ def test_a_gate_is_not_judged_on_a_part():
     (gate,) = decide(planned, members[:7])
     assert (gate.ruling, gate.passed, gate.answered, gate.blocks) == ("unjudged", None, 7, False)
     assert "7 of 10 cases answered" in gate.verdict()
+
+
+@pytest.mark.parametrize("side", ["old", "new"])
+def test_a_case_without_both_responses_is_not_answered(side):
+    """Nor is a text counted, which a budget on accuracy is not about."""
+    lost = results(both=4, lost=4)
+    members = [*lost[:-1], replace(lost[-1], **{side: None}), scored(0.5, 0.4, "text")]
+    gates = judged(
+        members,
+        Threshold("max_accuracy_drop", 0.0, decision="significant"),
+        Threshold("max_nfr", 0.0, decision="significant"),
+    )
+    assert [(gate.answered, gate.cases) for gate in gates] == [(7, 8), (8, 9)]
+    assert {(gate.ruling, gate.p) for gate in gates} == {("unjudged", None)}
 
 
 def test_accepted_flips_are_left_out():
@@ -531,8 +546,9 @@ def test_a_pair_of_tags_may_have_a_budget():
 def test_a_dataset_has_its_own_budget():
     here, there = result(RIGHT, WRONG, "a"), result(RIGHT, WRONG, "b", dataset="golden/other.jsonl")
     thresholds = [Threshold("max_nfr", 0.0), Threshold("max_nfr", 1.0, dataset="golden/other.jsonl")]
-    gates = [*plan([here.case], thresholds), *plan([there.case], thresholds)]
-    assert [gate.limit for gate in gates] == [0.0, 1.0]
+    for order in (thresholds[::-1], thresholds):
+        gates = [*plan([here.case], order), *plan([there.case], order)]
+        assert [gate.limit for gate in gates] == [0.0, 1.0]
     judge = Judge(decide(gates, [here, there]))
     assert [judge.outcome(each).verdict for each in (here, there)] == [Verdict.FAILED, Verdict.TOLERATED]
     assert here.case.dataset == SET
