@@ -29,6 +29,8 @@ def test_each_tag_makes_a_slice_and_each_pair_on_request():
     assert slices_of(case) == ["topic=law", "lang=de", "level=1"]
     assert slices_of(case, pairs=True)[3:] == ["lang=de,level=1", "lang=de,topic=law", "level=1,topic=law"]
     assert slices_of(tagged(lang="de", topic="law"), pairs=True)[2:] == ["lang=de,topic=law"]
+    assert list(slice_members([case], lambda each: each)) == ["", *slices_of(case)]
+    assert list(slice_members([case], lambda each: each, pairs=True)) == ["", *slices_of(case, pairs=True)]
 
 
 def test_pairs_are_measured_on_request():
