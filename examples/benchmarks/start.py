@@ -1,9 +1,10 @@
 """Time the start of a pytest run that has the plugin installed and does not use it.
 
-    python start.py [--rounds 30]
+    python start.py [--rounds 20]
 
-Each round runs pytest on one empty test twice, with the plugin and without (``-p no:muscle``). Prints
-the median of the rounds' differences and their middle half, in milliseconds of CPU time and by the clock.
+Each round runs pytest on one empty test four times: with the plugin, without it (``-p no:muscle``) twice, and
+with it, so that what depends on the order cancels out. All runs share one processor. Prints the median of
+the rounds' differences and their middle half, in milliseconds of CPU time and by the clock.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 
 PLAIN = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+ORDER = ("with", "without", "without", "with")
 # Compiled modules are kept, as they are for users.
 KEPT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
@@ -34,8 +36,10 @@ def timed(folder: Path, *options: str) -> tuple[float, float]:
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line, run both in turn, print what the plugin adds."""
     parser = argparse.ArgumentParser(description="Time the start of a run that does not use the plugin.")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args(arguments)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     added: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -44,14 +48,14 @@ def main(arguments: list[str] | None = None) -> None:
         sides = {"with": (), "without": ("-p", "no:muscle")}
         for flags in sides.values():
             timed(folder, *flags)
-        for number in range(options.rounds):
-            order = sorted(sides, reverse=bool(number % 2))
-            taken = {side: timed(folder, *sides[side]) for side in order}
-            cpu, wall = (used - bare for used, bare in zip(taken["with"], taken["without"], strict=True))
+        for _ in range(options.rounds):
+            first, *without, last = (timed(folder, *sides[side]) for side in ORDER)
+            used, bare = (first, last), without
+            cpu, wall = (sum(run[i] for run in used) / 2 - sum(run[i] for run in bare) / 2 for i in range(2))
             added.append((cpu, wall))
     for what, differences in zip(("CPU time", "the clock"), zip(*added, strict=True), strict=True):
         low, median, high = (1000 * each for each in statistics.quantiles(differences, n=4))
-        print(f"the plugin adds {median:.1f} ms of {what} ({low:.1f} to {high:.1f}), {len(added)} pairs")
+        print(f"the plugin adds {median:.1f} ms of {what} ({low:.1f} to {high:.1f}), {len(added)} rounds")
 
 
 if __name__ == "__main__":
