@@ -19,6 +19,16 @@ def result(old: str | None, new: str | None, name: str = "case", dataset: str = 
     return judge(case, *responses, *grades)
 
 
+def chosen(old: int, new: int, name: str = "case", dataset: str = SET, **fields) -> CaseResult:
+    """The result of a multiple choice of three, the first two of which are right."""
+    case = GoldenCase(name, dataset, "multiple_choice", (0, 1), prompt="?", choices=("a", "b", "c"), **fields)
+    responses = [
+        Response(loglikelihoods=tuple(-float(i != choice) for i in range(3))) for choice in (old, new)
+    ]
+    grades = [grade([case], [response], unused)[0] for response in responses]
+    return judge(case, *responses, *grades)
+
+
 def results(
     *, both: int = 0, lost: int = 0, won: int = 0, same: int = 0, other: int = 0, failed: int = 0, **fields
 ) -> list[CaseResult]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cases import OTHER, RIGHT, SET, WRONG, result, results, scored, unused
+from cases import OTHER, RIGHT, SET, WRONG, chosen, result, results, scored, unused
 from scipy.stats import binomtest
 
 from pytest_muscle.gates import Judge, Outcome, Ruling, Verdict, decide, idle_budgets, plan
@@ -178,6 +178,12 @@ def test_the_accuracy_drop_has_newcombes_interval():
     assert gate.ruling == "failed"
     assert one(members, "max_accuracy_drop", 0.02, "significant").ruling == "inconclusive"
     assert one(members, "max_accuracy_drop", 0.01, "significant").ruling == "failed"
+
+
+def test_another_right_choice_is_no_drop():
+    members = [chosen(0, 1)] * 10 + [chosen(0, 0)] * 20 + [chosen(0, 2)] * 10
+    low, high = newcombe(30, 10, 0, 0)
+    assert one(members, "max_accuracy_drop", 0.3).interval == pytest.approx((-high, -low))
 
 
 def test_a_gain_in_accuracy_is_no_drop():

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from cases import result, results, scored
+from cases import chosen, result, results, scored
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -38,6 +38,12 @@ def test_rates_by_hand():
         "negative_flip": 3,
     }
     assert metrics.score_old is metrics.mean_delta is metrics.mean_gain is metrics.mean_regression is None
+
+
+def test_another_right_choice_is_right_still():
+    metrics = measure([chosen(0, 1), chosen(1, 0), chosen(0, 0), chosen(0, 2), chosen(2, 1)])
+    assert (metrics.accuracy_old, metrics.accuracy_new, metrics.btc) == (4 / 5, 4 / 5, 3 / 4)
+    assert metrics.counts["both_correct_changed"] == 2
 
 
 def test_recorded_solutions_of_grade_school_problems():
