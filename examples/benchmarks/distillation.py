@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import chain, cycle
 from pathlib import Path
@@ -72,7 +73,7 @@ class Work:
         return [Example(i, i, f"text {i}", text, 0, True) for i, text in enumerate(texts[:whole])]
 
 
-class Side:
+class Side(ABC):
     """A student and its optimiser; a subclass says how the loss is computed."""
 
     teaching = 0.0
@@ -94,9 +95,9 @@ class Side:
 
     student: Student
 
+    @abstractmethod
     def prepare(self) -> None:
         """Load the models; ``student`` must be there afterwards."""
-        raise NotImplementedError
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """The mean loss per token of a batch."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy
 
@@ -117,18 +117,17 @@ def _pieces(tokenizer: Any, spelling: _Spelling) -> list[bytes | None]:
     return pieces
 
 
-class _Spelling:
+class _Spelling(Protocol):
     """How a kind of tokenizer writes bytes as a token."""
 
     def read(self, token: str) -> bytes | None:
-        raise NotImplementedError
+        """What a token stands for, or None if it has no text."""
 
     def write(self, text: bytes) -> str | None:
         """As the tokenizer's model takes it, or None if it cannot be given these bytes."""
-        raise NotImplementedError
 
 
-class _ByteLevel(_Spelling):
+class _ByteLevel:
     """Each byte is a character: itself where it is printable, one from 256 on where it is not."""
 
     def __init__(self) -> None:
@@ -146,7 +145,7 @@ class _ByteLevel(_Spelling):
         return "".join(self._character[byte] for byte in text)
 
 
-class _SentencePiece(_Spelling):
+class _SentencePiece:
     """A space is a sign of its own, and a byte may be written as <0xE2>."""
 
     def __init__(self, space: str, *, bytes_too: bool) -> None:
@@ -165,7 +164,7 @@ class _SentencePiece(_Spelling):
             return None
 
 
-class _WordPiece(_Spelling):
+class _WordPiece:
     """Pieces inside a word have a prefix; before a word is a space, before punctuation more often none."""
 
     def __init__(self, prefix: str) -> None:

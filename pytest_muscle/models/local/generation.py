@@ -96,11 +96,11 @@ def _decoded(
     while not checked:
         try:
             if not decoding.suits(model):
-                raise NotImplementedError
+                raise _UnsuitableError
             held += next(batches)
             checked = watch.complete or any(prompt == watched for prompt, _ in held)
             if checked and not watch.agrees(model, prompts[watched].tokens):
-                raise NotImplementedError
+                raise _UnsuitableError
         except Exception as error:  # A model whose attention or arguments are its own may fail in any way.
             raise _UnsuitableError from error
     yield held
