@@ -1,13 +1,16 @@
 """Time a training step of a compatibility adapter against the naive loop, or against TRL's GKD.
 
     python distillation.py OLD NEW GOLDEN.jsonl [--peer naive|trl] [--rounds 5] [--batch 8] [--tokens 64]
+        [--prompt 40]
 
 ``--peer naive`` is the paper's loss written down plainly: three whole models in memory, all their logits,
 two KL divergences and a mask between them. ``--peer trl`` (``pip install trl datasets``) is the loss of its
-GKD trainer, one teacher, forward KL. Both sides are processes with models of their own that take their
-steps in turn: the same batches, the same adapter to begin with, the same optimiser. Their losses over the
-first steps must agree, and so must the adapter that these make, before anything is timed. Prints medians
-of CPU and wall seconds, each process's peak memory, and what the teachers cost once, before the steps.
+GKD trainer, one teacher, forward KL. Both peers train an adapter as PEFT makes it. ``--prompt N`` counts the
+tokens after the first N of each text only, as the default recipe does with the tokens of answers; all count
+without it. Both sides are processes with models of their own that take their steps in turn: the same batches,
+the same adapter to begin with, the same optimiser. Their losses over the first steps must agree, and so must
+the adapter that these make, before anything is timed. Prints medians of CPU and wall seconds, each process's
+peak memory, and what the teachers cost once, before the steps.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from torch.nn import functional
 from pytest_muscle.adapter.config import CompatibilityConfig, Recipe
 from pytest_muscle.adapter.data import Collator, Example
 from pytest_muscle.adapter.loss import IGNORED
-from pytest_muscle.adapter.student import Student, build_student
+from pytest_muscle.adapter.student import build_student
 from pytest_muscle.adapter.teachers import CachedTeacher, StateCache
 from pytest_muscle.adapter.trainer import AdapterTrainer, Lesson, training_arguments
 from pytest_muscle.golden import read_golden
@@ -59,6 +62,7 @@ class Work:
     golden: Path
     batch: int
     tokens: int
+    prompt: int
     recipe: Recipe
 
     def examples(self) -> list[Example]:
@@ -70,7 +74,7 @@ class Work:
         whole = (len(texts) - 1) // self.batch * self.batch
         if not whole:
             sys.exit(f"error: {self.golden} is too short: it has {len(tokens)} tokens")
-        return [Example(i, i, f"text {i}", text, 0, True) for i, text in enumerate(texts[:whole])]
+        return [Example(i, i, f"text {i}", text, self.prompt, True) for i, text in enumerate(texts[:whole])]
 
 
 class Side(ABC):
@@ -81,7 +85,7 @@ class Side(ABC):
     def __init__(self, work: Work) -> None:
         self.work = work
         self.examples = work.examples()
-        self.collator = Collator(0, answer_only=False)
+        self.collator = Collator(0, answer_only=True)
         groups = [self.examples[i : i + work.batch] for i in range(0, len(self.examples), work.batch)]
         self.batches = cycle([self.collator(group) for group in groups])
         self.prepare()
@@ -90,14 +94,14 @@ class Side(ABC):
         with torch.no_grad():
             for parameter in self.trained():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 1e-2)
-        self.student.model.train()
+        self.model.train()
         self.optimiser = torch.optim.AdamW(self.trained(), lr=1e-3, weight_decay=0.0)
 
-    student: Student
+    model: Any
 
     @abstractmethod
     def prepare(self) -> None:
-        """Load the models; ``student`` must be there afterwards."""
+        """Load the models; ``model``, the student with its adapter, must be there afterwards."""
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """The mean loss per token of a batch."""
@@ -111,7 +115,7 @@ class Side(ABC):
 
     def trained(self) -> list[torch.nn.Parameter]:
         """The adapter's tensors."""
-        return [parameter for parameter in self.student.model.parameters() if parameter.requires_grad]
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def step(self) -> tuple[float, float, float]:
         """One optimiser step on the next batch: the loss before it, CPU and wall seconds."""
@@ -137,9 +141,10 @@ class Here(Side):
             base = load(self.work.new)
             new = self._taught(base, Path(folder) / "new") if self.work.recipe.uses_new else None
             arguments = training_arguments(CONFIG, Path(folder), CPU, checkpoints=False)
-        self.student = build_student(base, CONFIG)
+        student = build_student(base, CONFIG)
+        self.model = student.model
         lesson = Lesson(self.examples, self.collator, self.work.recipe, old, new, len(old.weight))
-        self.trainer = AdapterTrainer(self.student, lesson, self.examples, arguments, lambda _: None)
+        self.trainer = AdapterTrainer(student, lesson, self.examples, arguments, lambda _: None)
 
     def _taught(self, model: Any, folder: Path) -> CachedTeacher:
         began = time.process_time()
@@ -153,7 +158,7 @@ class Here(Side):
     def learn(self, batch: dict[str, Tensor]) -> float:
         """As the trainer does it."""
         tokens = (batch["labels"][:, 1:] != IGNORED).sum()
-        return self.trainer.training_step(self.student.model, batch, num_items_in_batch=tokens).item()
+        return self.trainer.training_step(self.model, batch, num_items_in_batch=tokens).item()
 
 
 class Naive(Side):
@@ -162,12 +167,12 @@ class Naive(Side):
     def prepare(self) -> None:
         """Load all three models."""
         self.old, self.new = load(self.work.old), load(self.work.new)
-        self.student = build_student(load(self.work.new), CONFIG)
+        self.model = with_adapter(load(self.work.new))
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Equation 1 on whole logits."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        student = self.student.model(**inputs, use_cache=False).logits[:, :-1]
+        student = self.model(**inputs, use_cache=False).logits[:, :-1]
         with torch.no_grad():
             old, new = (model(**inputs, use_cache=False).logits[:, :-1] for model in (self.old, self.new))
         log_student = functional.log_softmax(student, -1)
@@ -179,7 +184,7 @@ class Naive(Side):
         )
         labels = batch["labels"][:, 1:]
         mask = (student.argmax(-1) != labels).float()
-        return (mask * to_old.sum(-1) + (1 - mask) * to_new.sum(-1)).mean()
+        return (mask * to_old.sum(-1) + (1 - mask) * to_new.sum(-1))[labels != IGNORED].mean()
 
 
 class Trl(Side):
@@ -191,14 +196,14 @@ class Trl(Side):
         from trl.experimental.gkd import GKDConfig, GKDTrainer
 
         self.folder = tempfile.TemporaryDirectory()
-        self.student = build_student(load(self.work.new), CONFIG)
+        self.model = with_adapter(load(self.work.new))
         arguments = GKDConfig(
             output_dir=self.folder.name, beta=0.0, temperature=1.0, lmbda=0.0, use_cpu=True, report_to="none",
             gradient_checkpointing=False, bf16=False,
         )  # fmt: skip
         with quiet():
             self.trainer = GKDTrainer(
-                model=self.student.model,
+                model=self.model,
                 teacher_model=load(self.work.old),
                 args=arguments,
                 train_dataset=Dataset.from_list([{"messages": []}]),
@@ -208,7 +213,7 @@ class Trl(Side):
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """As the trainer computes it."""
         tokens = (batch["labels"][:, 1:] != IGNORED).sum()
-        return self.trainer.compute_loss(self.student.model, batch, num_items_in_batch=tokens)
+        return self.trainer.compute_loss(self.model, batch, num_items_in_batch=tokens)
 
 
 PEERS = {"naive": (Naive, Recipe("student_wrong")), "trl": (Trl, Recipe("old_only"))}
@@ -217,6 +222,16 @@ PEERS = {"naive": (Naive, Recipe("student_wrong")), "trl": (Trl, Recipe("old_onl
 def load(spec: str) -> Any:
     """A frozen model in float32."""
     return load_model(resolve_checkpoint(spec), device="cpu", dtype="float32").requires_grad_(False)
+
+
+def with_adapter(model: Any) -> Any:
+    """The model with an adapter of the same size and places as this package's, made by PEFT alone."""
+    from peft import LoraConfig, get_peft_model
+
+    size = LoraConfig(
+        r=CONFIG.rank, lora_alpha=int(CONFIG.alpha), target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, size)
 
 
 def serve(kind: type[Side], work: Work, pipe: Connection) -> None:
@@ -255,9 +270,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=8, help="texts in a step")
     parser.add_argument("--tokens", type=int, default=64, help="tokens in a text")
+    parser.add_argument("--prompt", type=int, default=0, help="tokens of a text that do not count")
     options = parser.parse_args(arguments)
     kind, recipe = PEERS[options.peer]
-    work = Work(options.old, options.new, options.golden, options.batch, options.tokens, recipe)
+    sizes = options.batch, options.tokens, options.prompt
+    work = Work(options.old, options.new, options.golden, *sizes, recipe)
     peer = {"naive": "naive loop", "trl": "TRL's GKD"}[options.peer]
     sides = {"pytest-muscle": Process(Here, work), peer: Process(kind, work)}
     check(*sides.values())

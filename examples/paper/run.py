@@ -6,7 +6,8 @@
     python run.py tables [round1]              # the tables and the plot
 
 What has been made is kept in ``work`` (``--work``): a cell that is there is not computed again. Each finished
-cell is a line of ``results/PROFILE.jsonl`` (``--results``).
+cell is a line of ``PROFILE.jsonl`` in there. ``tables`` reads the figures that README.md tells of, in
+``results``, or those in another folder (``--results work``).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, default=HERE / "work")
-    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="what tables reads")
     parser.add_argument(
         "--pair",
         action="append",
@@ -66,17 +67,17 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(cell, indent=1))
     else:
         profile = PROFILES[options.command]
-        run(options.command, profile, options.work, options.results, options.pair or profile.pairs)
+        run(options.command, profile, options.work, options.pair or profile.pairs)
 
 
-def run(name: str, profile: Profile, work: Path, results: Path, pairs: Collection[str]) -> None:
+def run(name: str, profile: Profile, work: Path, pairs: Collection[str]) -> None:
     """Compute a profile's cells, scenario by scenario, and write those that are there after each."""
     for scenario, pair, variant in cells(profile):
         if pair in pairs:
             began = time.process_time()
             cell = bench(profile, work / name, pair).cell(SCENARIOS[scenario], VARIANTS[variant])
             print(f"{tables.line(cell)}  {time.process_time() - began:5.1f} s", flush=True)
-            collect(profile, work / name, results / f"{name}.jsonl")
+            collect(profile, work / name, work / f"{name}.jsonl")
 
 
 def cells(profile: Profile) -> Iterator[tuple[str, str, str]]:
@@ -94,7 +95,6 @@ def collect(profile: Profile, work: Path, results: Path) -> None:
         for scenario, pair, variant in cells(profile)
     )
     lines = [f"{file.read_text(encoding='utf-8')}\n" for file in files if file.is_file()]
-    results.parent.mkdir(parents=True, exist_ok=True)
     unfinished = results.with_name(f"{results.name}.{os.getpid()}")
     unfinished.write_text("".join(lines), encoding="utf-8")
     unfinished.replace(results)

@@ -42,6 +42,7 @@ VARIANTS = {
         Variant("average", AVERAGE),
         Variant("average, T=2", replace(AVERAGE, temperature=2.0)),
         Variant("average, guard right", replace(AVERAGE, guard="right")),
+        Variant("average, guard flips", replace(AVERAGE, guard="flips")),
         Variant("average, guard groups", replace(AVERAGE, guard="groups")),
         Variant("truth-weighted", Recipe("truth_weighted", cross_entropy_weight=CROSS_ENTROPY)),
     )
@@ -59,23 +60,17 @@ class Profile:
 
 CONTROLS = ("cross-entropy", "cross-entropy + new")
 MASKS = tuple(name for name in VARIANTS if "T=" in name)
-GUARD = "average, guard right"
+GUARDS = ("average, guard right", "average, guard flips")
 FULL = (
-    # What the goals are about.
-    ("small-gap-choice2", ("new model", *CONTROLS, "average")),
-    ("small-gap-chain", ("new model", "cross-entropy", "average")),
-    ("large-gap-chain", ("new model", "cross-entropy", "average")),
-    ("small-gap-choice2", ("paper", GUARD)),
+    ("biased-town", ("new model", "cross-entropy", "paper", "average", *GUARDS, "average, guard groups")),
+    ("small-gap-choice2", ("new model", *CONTROLS, "paper", "average", *GUARDS, "truth-weighted")),
+    ("small-gap-choice2", MASKS),
+    ("small-gap-chain", ("new model", *CONTROLS, "paper", "average", "truth-weighted")),
+    ("large-gap-chain", ("new model", *CONTROLS, "paper", "average", "truth-weighted")),
     ("other-tokenizer-chain", ("new model", "cross-entropy", "average")),
     ("small-gap-summary", ("new model", "cross-entropy", "average")),
-    ("biased-town", ("new model", "paper", GUARD, "average", "average, guard groups")),
-    # More, as far as time allows.
-    ("small-gap-choice2", ("truth-weighted",)),
-    ("small-gap-chain", ("paper", "truth-weighted", "cross-entropy + new")),
-    ("large-gap-chain", ("truth-weighted", "paper", "cross-entropy + new")),
     ("other-format-choice4", ("new model", "cross-entropy", "average")),
     ("more-parameters-choice4", ("new model", "cross-entropy", "average")),
-    ("small-gap-choice2", MASKS),
     ("small-gap-chain", MASKS),
 )
 PROFILES = {

@@ -19,7 +19,7 @@ Mask = Literal[
     "average",
     "new_only",
 ]
-Guard = Literal["none", "right", "groups"]
+Guard = Literal["none", "right", "flips", "groups"]
 Tokens = Literal["all", "answer"]
 Texts = Literal["answer", "choices"]
 Overlong = Literal["truncate", "drop"]
@@ -52,9 +52,9 @@ class Recipe:
     ``mask`` says how far a token is learned from the old model, the rest of it being learned from the
     new one; ``temperature`` softens teachers and student alike; ``cross_entropy_weight`` is 1 - lambda
     of equation 5: at 0 only the teachers count, at 1 only the text itself. ``guard`` says which records
-    the old model may teach at all: every one (``none``), those that it answers right (``right``), or those of
-    groups (tags, or the records' ``group``) in which it is not clearly the worse model (``groups``).
-    Elsewhere the new model teaches.
+    the old model may teach at all: every one (``none``), those that it answers right (``right``), of these
+    only the ones that the new model answers wrong (``flips``), or those of groups (tags, or the records'
+    ``group``) in which it is not clearly the worse model (``groups``). Elsewhere the new model teaches.
     """
 
     mask: Mask = "old_only"

@@ -15,17 +15,21 @@ if TYPE_CHECKING:
 def product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The product [..., out] of inputs [..., in] with a weight [out, in] of any layout; not differentiable.
 
-    By oneDNN where it can: PyTorch's own library for single precision is slower on some processors.
+    By oneDNN where that is faster than PyTorch's own library for single precision.
     """
     tensors = (inputs, weight) if bias is None else (inputs, weight, bias)
-    if _has_onednn() and all(each.device.type == "cpu" and each.dtype == torch.float32 for each in tensors):
+    if _prefers_onednn() and all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors):
         made: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
         return made
     return functional.linear(inputs, weight, bias)
 
 
 @cache
-def _has_onednn() -> bool:
+def _prefers_onednn() -> bool:
+    # With vectors of 256 bits PyTorch's own library is ahead, for oneDNN arranges the weights anew at every
+    # call. A rule, not a race: a machine must not train the same adapter in two ways.
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
     probe = torch.linspace(-1, 1, 8).view(2, 4)
     try:
         made = torch.ops.mkldnn._linear_pointwise(probe, probe, None, "none", [], "")

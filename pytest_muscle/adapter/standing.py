@@ -25,20 +25,23 @@ _CLEARLY = 1.645  # standard errors: one-sided, 5%
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """For each record, by number: what a guard needs to know. Both are [records], bool.
+    """For each record, by number: what a guard needs to know. All are [records], bool.
 
-    ``right`` says that the old model answers right (generation: no worse than the new one), ``fair`` that in
-    none of the record's groups the old model is clearly the worse one.
+    ``right`` says that the old model answers right (generation: no worse than the new one), ``flips`` that
+    it does and the new one does not (generation: better than the new one), ``groups`` that in none of the
+    record's groups the old model is clearly the worse one.
     """
 
     right: Tensor
-    fair: Tensor
+    flips: Tensor
+    groups: Tensor
 
     def trusted(self, guard: Guard, cases: Tensor) -> Tensor | None:
         """Where the old model may teach, for texts of the given records; None is everywhere."""
         if guard == "none":
             return None
-        return (self.right if guard == "right" else self.fair)[cases]
+        trusted: Tensor = getattr(self, guard)[cases]
+        return trusted
 
 
 def standing(
@@ -52,6 +55,7 @@ def standing(
     }
     columns = (
         [a >= b if free else a == 1 for (a, b), free in zip(scores, written, strict=True)],
+        [a > b if free else a == 1 > b for (a, b), free in zip(scores, written, strict=True)],
         [unfair.isdisjoint(groups_of(case)) for case in cases],
     )
     return Standing(*(torch.tensor(column, dtype=torch.bool, device=device) for column in columns))

@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
 from torch import nn
 
+from pytest_muscle.adapter import products
 from pytest_muscle.adapter.fused import FusedLinear, fuse
 from pytest_muscle.adapter.products import product
 
@@ -98,7 +99,10 @@ def test_other_kinds_of_layers_are_not_touched():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("rows", [0, 1, 5])
-def test_a_product_is_that_of_any_layout(rows, dtype):
+@pytest.mark.parametrize("vectors", ["AVX2", "AVX512"])
+def test_a_product_is_that_of_any_layout_by_either_library(rows, dtype, vectors, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: vectors)
+    monkeypatch.setattr(products, "_prefers_onednn", products._prefers_onednn.__wrapped__)
     torch.manual_seed(1)
     inputs, weight, bias = torch.randn(rows, 6), torch.randn(6, 9), torch.randn(9)
     expected = inputs.double() @ weight.double() + bias.double()

@@ -37,6 +37,14 @@ def test_old_may_teach_what_it_answers_right():
     numbers = torch.tensor([4, 0, 1, 2, 3])
     assert found.trusted("none", numbers) is None
     assert found.trusted("right", numbers).tolist() == [False, True, True, False, False]
+    assert found.trusted("flips", numbers).tolist() == [False, False, True, False, False]
+
+
+def test_a_text_that_became_worse_is_a_flip():
+    old, new = Grade(None, "", 0.5), Grade(None, "", 0.4)
+    found = standing([case(0, metric="rouge1")] * 2, [old, new], [new, new], torch.device("cpu"))
+    assert found.trusted("flips", torch.arange(2)).tolist() == [True, False]
+    assert found.trusted("right", torch.arange(2)).tolist() == [True, True]
 
 
 def test_the_group_guard_takes_out_the_groups_in_which_old_is_clearly_worse():

@@ -265,7 +265,7 @@ def test_the_recipe_is_chosen_by_short_runs(tiny_model, tiny_model_b, tmp_path):
 
 def test_a_guard_lets_the_old_model_teach_only_what_it_answers_right(tiny_model, tiny_model_b, tmp_path):
     shares = {}
-    for guard in ("none", "right", "groups"):
+    for guard in ("none", "right", "flips", "groups"):
         config = quick(recipe=Recipe("old_only", guard=guard), epochs=1, batch_size=18, tokens="answer")
         result = train(tiny_model, tiny_model_b, tmp_path / guard, config)
         (shares[guard],) = (step["from_old"] for step in result.report["steps"])
@@ -281,6 +281,7 @@ def test_a_guard_lets_the_old_model_teach_only_what_it_answers_right(tiny_model,
     assert shares["none"] == 1
     assert 0 < shares["right"] < 1
     assert shares["right"] == pytest.approx(taught / sum(tokens))
+    assert shares["flips"] < shares["right"]
     # Records without tags have no groups: nothing is held against the old model.
     assert shares["groups"] == 1
 

@@ -131,7 +131,7 @@ def test_the_smoke_profile_runs_whole_and_then_has_nothing_left_to_do(tmp_path, 
     import run
     from variants import PROFILES
 
-    arguments = ["--work", str(tmp_path / "work"), "--results", str(tmp_path), "smoke"]
+    arguments = ["--work", str(tmp_path), "smoke"]
     run.main(arguments)
     first = (tmp_path / "smoke.jsonl").read_text()
     assert len(first.splitlines()) == len(list(run.cells(PROFILES["smoke"])))
