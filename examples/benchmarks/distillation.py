@@ -153,7 +153,7 @@ class Here(Side):
         cache = StateCache(folder)
         cache.write(model, output, self.examples, self.collator, batch_tokens=1024)
         self.teaching += time.process_time() - began
-        return cache.open(self.examples, False, CPU)
+        return cache.open(self.examples, True, CPU)
 
     def learn(self, batch: dict[str, Tensor]) -> float:
         """As the trainer does it."""

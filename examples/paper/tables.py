@@ -50,6 +50,7 @@ SHOWN = (
     "truth-weighted",
     "average",
     "average, guard right",
+    "average, guard flips",
     # The first round's.
     "default",
     "cross-entropy, 3 epochs",
