@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The product [..., out] of inputs [..., in] with a weight [out, in] of any layout; not differentiable.
 
-    By oneDNN where that is faster than PyTorch's own library for single precision.
+    By oneDNN where vectors of 512 bits are to be had, else by PyTorch's own library.
     """
     tensors = (inputs, weight) if bias is None else (inputs, weight, bias)
     if _prefers_onednn() and all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors):
@@ -26,8 +26,8 @@ def product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 @cache
 def _prefers_onednn() -> bool:
-    # With vectors of 256 bits PyTorch's own library is ahead, for oneDNN arranges the weights anew at every
-    # call. A rule, not a race: a machine must not train the same adapter in two ways.
+    # Where it was measured, with vectors of 256 bits, PyTorch's own library is ahead. A rule, not a race: a
+    # machine must not train the same adapter in two ways.
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     probe = torch.linspace(-1, 1, 8).view(2, 4)
