@@ -24,7 +24,7 @@ import torch
 from pytest_muscle import MuscleError, compare
 from pytest_muscle.adapter import training
 from pytest_muscle.adapter.__main__ import main as train_adapter
-from pytest_muscle.adapter.loss import TokenLogits
+from pytest_muscle.adapter.logits import TokenLogits
 from pytest_muscle.adapter.stages import Training
 from pytest_muscle.adapter.teachers import CachedTeacher
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pytest_muscle.adapter.report import AdapterResult
+    from pytest_muscle.adapter.student import Student
     from pytest_muscle.adapter.trainer import Lesson
 
 IMPOSSIBLE = -1e4
@@ -48,9 +49,9 @@ class TopK:
     spread: bool
     kept: list[Tensor] = field(default_factory=list)
 
-    def logits(self, batch: Mapping[str, Tensor], counted: Tensor, vocabulary: int) -> TokenLogits:
+    def predict(self, batch: Mapping[str, Tensor], counted: Tensor, vocabulary: int) -> TokenLogits:
         """Truncated log-probabilities of the positions marked in ``counted``."""
-        exact = self.teacher.logits(batch, counted, vocabulary).rows(slice(None)).log_softmax(-1)
+        exact = self.teacher.predict(batch, counted, vocabulary).rows(slice(None)).log_softmax(-1)
         top = exact.topk(self.k)
         kept = top.values.exp().sum(-1)
         self.kept.append(kept)
@@ -73,10 +74,14 @@ class Forgetful(Training):
         self.teacher = TopK(lesson.old, self.k, self.spread)
         return replace(lesson, old=self.teacher) if self.k else lesson
 
+    def _condensed(self, student: Student, lesson: Lesson) -> Lesson:
+        """Logits are to be had from states only."""
+        return lesson
+
     def run(self, about: Mapping[str, Any]) -> AdapterResult:
         """Train, and remember what the teacher had to offer."""
         result = super().run({**about, "k": self.k, "spread": self.spread})
-        states, kept = self.teacher.teacher.states, self.teacher.kept
+        states, kept = self.teacher.teacher.states.values, self.teacher.kept
         size = 8 * self.k or states.shape[1] * states.element_size()
         shares = torch.cat(kept) if kept else torch.ones(1)
         told = {"bytes": size, "kept": shares.mean().item(), "worst": shares.quantile(0.01).item()}

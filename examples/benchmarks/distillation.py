@@ -32,11 +32,12 @@ import torch
 from measuring import print_machine
 from torch.nn import functional
 
+from pytest_muscle.adapter.caches import Filling
 from pytest_muscle.adapter.config import CompatibilityConfig, Recipe
 from pytest_muscle.adapter.data import Collator, Example
 from pytest_muscle.adapter.loss import IGNORED
-from pytest_muscle.adapter.student import build_student
-from pytest_muscle.adapter.teachers import CachedTeacher, StateCache
+from pytest_muscle.adapter.student import Student, build_student
+from pytest_muscle.adapter.teachers import CachedMoments, CachedTeacher, MomentCache, StateCache
 from pytest_muscle.adapter.trainer import AdapterTrainer, Lesson, training_arguments
 from pytest_muscle.golden import read_golden
 from pytest_muscle.models.checkpoint import load_model, load_tokenizer, resolve_checkpoint
@@ -132,28 +133,42 @@ class Side(ABC):
 
 
 class Here(Side):
-    """The package: final hidden states of the teachers on disk, the loss in pieces."""
+    """The package, as in a training of three epochs or more: moments of the teachers, the loss in pieces."""
 
     def prepare(self) -> None:
         """Fill the teachers' caches, one model after the other, and keep the student."""
+        began = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
-            old = self._taught(load(self.work.old), Path(folder) / "old")
+            old = self._states(load(self.work.old), Path(folder) / "old")
             base = load(self.work.new)
-            new = self._taught(base, Path(folder) / "new") if self.work.recipe.uses_new else None
+            new = self._states(base, Path(folder) / "new") if self.work.recipe.uses_new else None
+            student = build_student(base, CONFIG)
+            teachers = [
+                self._moments(teacher, student, Path(folder) / name) if teacher else None
+                for name, teacher in (("old moments", old), ("new moments", new))
+            ]
             arguments = training_arguments(CONFIG, Path(folder), CPU, checkpoints=False)
-        student = build_student(base, CONFIG)
+        self.teaching = time.process_time() - began
         self.model = student.model
-        lesson = Lesson(self.examples, self.collator, self.work.recipe, old, new, len(old.weight))
+        lesson = Lesson(self.examples, self.collator, self.work.recipe, *teachers, len(old.weight))
         self.trainer = AdapterTrainer(student, lesson, self.examples, arguments, lambda _: None)
 
-    def _taught(self, model: Any, folder: Path) -> CachedTeacher:
-        began = time.process_time()
+    def _states(self, model: Any, folder: Path) -> CachedTeacher:
         output = find_output_layer(model)
         assert output is not None
         cache = StateCache(folder)
-        cache.write(model, output, self.examples, self.collator, batch_tokens=1024)
-        self.teaching += time.process_time() - began
+        cache.write(self._filling(), model, output)
         return cache.open(self.examples, True, CPU)
+
+    def _moments(self, teacher: CachedTeacher, student: Student, folder: Path) -> CachedMoments:
+        assert student.output is not None
+        cache = MomentCache(folder)
+        temperature = self.work.recipe.temperature
+        cache.write(self._filling(), teacher, student.output, len(teacher.weight), temperature)
+        return cache.open(self.examples, True)
+
+    def _filling(self) -> Filling:
+        return Filling(self.examples, self.collator, CPU, batch_tokens=1024)
 
     def learn(self, batch: dict[str, Tensor]) -> float:
         """As the trainer does it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_muscle.adapter.loss import TokenLogits
+from pytest_muscle.adapter.logits import TokenLogits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

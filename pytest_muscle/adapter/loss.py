@@ -6,19 +6,20 @@ Per token, teachers first (forward KL), all at temperature T:
 
 and with cross-entropy weight c the sum (1 - c) KL + c CE (the paper's equations 1 and 5, c = 1 - lambda).
 Its gradient is formed by hand, some tokens at a time, while the loss is computed: [tokens, vocabulary]
-never exists whole, neither for the student nor for a teacher.
+never exists whole, neither for the student nor for a teacher. A teacher may be given by its moments (see
+:mod:`pytest_muscle.adapter.moments`): then no logits of it are made at all.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch.nn import functional
 
 from pytest_muscle.adapter import masks
-from pytest_muscle.adapter.products import product
+from pytest_muscle.adapter.logits import TokenLogits, chunks, softmax, widest
+from pytest_muscle.adapter.moments import TokenMoments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,44 +29,9 @@ if TYPE_CHECKING:
     from pytest_muscle.adapter.config import Recipe
     from pytest_muscle.adapter.vocabulary.teacher import MappedLogits
 
+    Prediction: TypeAlias = TokenLogits | TokenMoments | MappedLogits
+
 IGNORED = -100
-# Logits held at once: what the caches of a processor like, and what keeps an accelerator busy.
-_CHUNK_ELEMENTS = {"cpu": 2**23}
-_CHUNK_ELEMENTS_ELSEWHERE = 2**26
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogits:
-    """Logits of n tokens over the first ``vocabulary`` entries, computed for some rows when asked for.
-
-    ``states`` are final hidden states [n, width] and ``weight`` [entries, width] (with ``bias``) the
-    output layer; without a weight the states are the logits themselves.
-    """
-
-    states: Tensor
-    vocabulary: int
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.states)
-
-    def rows(self, rows: slice | Tensor) -> Tensor:
-        """The logits [rows, vocabulary], in float32 at least."""
-        if self.weight is None:
-            logits = self.states[rows, : self.vocabulary]
-        else:
-            bias = None if self.bias is None else self.bias[: self.vocabulary]
-            states = self.states[rows].to(self.weight.dtype)
-            logits = product(states, self.weight[: self.vocabulary], bias)
-        return logits if logits.dtype == torch.float64 else logits.float()
-
-    def pull_back(self, gradient: Tensor) -> Tensor:
-        """The gradient of the states [rows, ...] from that of their logits [rows, vocabulary]."""
-        if self.weight is not None:
-            return product(gradient.to(self.weight.dtype), self.weight[: self.vocabulary].T)
-        extra = self.states.shape[-1] - self.vocabulary
-        return functional.pad(gradient, (0, extra)) if extra else gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +72,8 @@ def compatibility_loss(
 
 def token_loss(
     student: TokenLogits,
-    old: TokenLogits | MappedLogits | None,
-    new: TokenLogits | None,
+    old: Prediction | None,
+    new: Prediction | None,
     targets: Tensor,
     recipe: Recipe,
     *,
@@ -129,8 +95,8 @@ def token_loss(
 @dataclass(frozen=True, slots=True)
 class _Problem:
     student: TokenLogits
-    old: TokenLogits | MappedLogits | None
-    new: TokenLogits | None
+    old: Prediction | None
+    new: Prediction | None
     targets: Tensor
     recipe: Recipe
     sequence: Tensor | None
@@ -138,10 +104,7 @@ class _Problem:
     trusted: Tensor | None
 
     def chunks(self) -> Iterator[slice]:
-        elements = _CHUNK_ELEMENTS.get(self.targets.device.type, _CHUNK_ELEMENTS_ELSEWHERE)
-        size = max(1, elements // self.student.vocabulary)
-        for start in range(0, len(self.targets), size):
-            yield slice(start, min(start + size, len(self.targets)))
+        return chunks(len(self.targets), self.student.vocabulary, self.targets.device)
 
     def text_weights(self) -> Tensor | None:
         """The old teacher's weights [n] where a whole text decides, which takes a pass of its own."""
@@ -156,76 +119,92 @@ class _Problem:
             )
             for model in (self.student, self.old)
         ]
-        if not isinstance(self.old, TokenLogits):
-            likelihoods[1] = torch.where(self.old.covered, likelihoods[1], likelihoods[0])
+        if self._covered is not None:
+            likelihoods[1] = torch.where(self._covered, likelihoods[1], likelihoods[0])
         return masks.sequence_weight(likelihoods[0], likelihoods[1], self.sequence)
 
     def chunk(self, rows: slice, text_weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss [rows], the old teacher's weights [rows] and the gradient [rows, vocabulary] of the loss."""
+        """Loss [rows], the old teacher's weights [rows] and the gradient [rows, ...] in the states."""
         logits = self.student.rows(rows)
         share = self.recipe.cross_entropy_weight
         loss, from_old = torch.zeros_like(logits[:, 0]), torch.zeros_like(logits[:, 0])
-        slope = torch.zeros_like(logits) if share == 1 else logits
+        slope, pull = torch.zeros_like(logits) if share == 1 else logits, None
         if share < 1:
-            loss, from_old, slope = self._distil(logits, rows, text_weights)
+            loss, from_old, slope, pull = self._distil(logits, rows, text_weights)
             loss, slope = loss.mul_(1 - share), slope.mul_(1 - share)
         if share > 0:
             learned, towards_text = self._learn(logits, rows)
             loss, slope = loss.add_(learned, alpha=share), slope.add_(towards_text, alpha=share)
-        return loss, from_old, slope
+        gradient = self.student.pull_back(slope)
+        return loss, from_old, gradient if pull is None else gradient.sub_(pull, alpha=1 - share)
 
     def _distil(
         self, logits: Tensor, rows: slice, text_weights: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        temperature, mask = self.recipe.temperature, self.recipe.mask
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The divergence, its weights, its gradient in the logits, and what that lacks in the states."""
+        temperature = self.recipe.temperature
         known = {
-            "old": self.old.rows(rows) if self.old and mask in masks.USES_OLD else None,
-            "new": self.new.rows(rows) if self.new and mask in masks.USES_NEW else None,
+            "old": self.old.rows(rows) if self.old and self.recipe.mask in masks.USES_OLD else None,
+            "new": self.new.rows(rows) if self.new and self.recipe.mask in masks.USES_NEW else None,
         }
-        weight = (
-            masks.old_weight(
-                mask,
-                logits,
-                known["old"],
-                known["new"],
-                self.targets[rows],
-                truthful=None if self.truthful is None else self.truthful[rows],
-            )
-            if text_weights is None
-            else text_weights[rows]
-        ).to(logits.dtype)
-        if self.old and self.new and not isinstance(self.old, TokenLogits):
-            weight = weight * self.old.covered[rows]
-        if self.trusted is not None:
-            weight = weight * self.trusted[rows]
-        log_student = functional.log_softmax(logits if temperature == 1 else logits / temperature, -1)
-        slope = log_student.exp()
-        loss = torch.zeros_like(weight)
+        weight = self._weight(logits, known["old"], known["new"], rows, text_weights)
+        softened = logits if temperature == 1 else logits / temperature
+        slope, log_partition = softmax(softened)
+        loss, pull = torch.zeros_like(weight), None
         for name, teacher, share in (("old", self.old, weight), ("new", self.new, 1 - weight)):
             taught = share.nonzero()[:, 0]
             if not len(taught):
                 continue
             assert teacher is not None, f"the recipe needs the {name} model"
-            given = known[name]
-            target = teacher.rows(rows.start + taught) if given is None else given[taught]
-            if not isinstance(teacher, TokenLogits):
-                apart, towards = teacher.divergence(logits[taught], target, rows.start + taught, temperature)
-                loss[taught] += share[taught] * apart
-                towards = towards.sub_(log_student[taught].exp())
+            given, numbers = known[name], rows.start + taught
+            target: Any = teacher.rows(numbers) if given is None else given[taught]
+            if isinstance(teacher, TokenMoments):
+                states = self.student.states[rows]
+                apart = target.divergence(states[taught], log_partition[taught], temperature)
+                pull = states.new_zeros(states.shape, dtype=target.means.dtype) if pull is None else pull
+                pull.index_add_(0, taught, target.means * share[taught, None], alpha=1 / temperature)
+            elif isinstance(teacher, TokenLogits):
+                towards, log_sum = softmax(target.div_(temperature))
+                apart = target.sub_(softened[taught]).mul_(towards).sum(-1) - log_sum + log_partition[taught]
+                slope.index_add_(0, taught, towards.mul_(share[taught, None]), alpha=-1)
+            else:
+                apart, towards = teacher.divergence(logits[taught], target, numbers, temperature)
+                towards = towards.sub_((softened[taught] - log_partition[taught, None]).exp_())
                 slope.index_add_(0, taught, towards.mul_(share[taught, None]))
-                continue
-            log_target = functional.log_softmax(target.div_(temperature), -1)
-            target = torch.exp(log_target, out=target)
-            apart = log_target.sub_(log_student[taught]).mul_(target).sum(-1)
             loss[taught] += share[taught] * apart
-            slope.index_add_(0, taught, target.mul_(share[taught, None]), alpha=-1)
-        return loss, weight, slope.div_(temperature)
+        return loss, weight, slope.div_(temperature), pull
+
+    def _weight(
+        self,
+        logits: Tensor,
+        old: Tensor | TokenMoments | None,
+        new: Tensor | TokenMoments | None,
+        rows: slice,
+        text_weights: Tensor | None,
+    ) -> Tensor:
+        """The old teacher's weights [rows]."""
+        if text_weights is None:
+            truthful = None if self.truthful is None else self.truthful[rows]
+            targets, mask = self.targets[rows], self.recipe.mask
+            weight = masks.old_weight(mask, logits, old, new, targets, truthful=truthful)
+        else:
+            weight = text_weights[rows]
+        weight = weight.to(logits.dtype)
+        if self.new and self._covered is not None:
+            weight = weight * self._covered[rows]
+        return weight if self.trusted is None else weight * self.trusted[rows]
+
+    @property
+    def _covered(self) -> Tensor | None:
+        """Where an old teacher with another tokenizer says anything, [n]."""
+        if self.old is None or isinstance(self.old, TokenLogits | TokenMoments):
+            return None
+        return self.old.covered
 
     def _learn(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         targets = self.targets[rows]
-        log_student = functional.log_softmax(logits, -1)
-        loss = -log_student.gather(-1, targets[:, None])[:, 0]
-        slope = log_student.exp_()
+        slope, log_partition = softmax(logits)
+        loss = log_partition - logits.gather(-1, targets[:, None])[:, 0]
         slope[torch.arange(len(targets), device=targets.device), targets] -= 1
         if self.truthful is not None:
             learnable = self.truthful[rows].to(loss.dtype)
@@ -237,8 +216,8 @@ class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, problem: _Problem) -> tuple[Tensor, Tensor]:
         gradient = torch.empty_like(states)
-        # Sums over thousands of tokens are kept in float64 where the device has it.
-        wide = torch.float32 if states.device.type == "mps" else torch.float64
+        # Sums over thousands of tokens.
+        wide = widest(states.device)
         total = torch.zeros((), dtype=wide, device=states.device)
         from_old = torch.zeros_like(total)
         text_weights = problem.text_weights()
@@ -246,7 +225,7 @@ class _FusedLoss(torch.autograd.Function):
             loss, weight, slope = problem.chunk(rows, text_weights)
             total += loss.sum(dtype=wide)
             from_old += weight.sum(dtype=wide)
-            gradient[rows] = problem.student.pull_back(slope).to(gradient.dtype)
+            gradient[rows] = slope.to(gradient.dtype)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(from_old)
         dtype = torch.promote_types(states.dtype, torch.float32)

@@ -47,6 +47,12 @@ class Processes:
         """Whether this is the process that writes and reports."""
         return self.number == 0
 
+    @property
+    def share_weights(self) -> bool:
+        """Whether each is to hold a part of the weights only (FSDP, DeepSpeed)."""
+        switches = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
+        return any(os.environ.get(name, "").lower() == "true" for name in switches)
+
     def wait(self) -> None:
         """Wait for the others."""
         if self.count > 1:

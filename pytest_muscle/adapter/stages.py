@@ -9,7 +9,11 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
 from pytest_muscle.adapter.answers import Answers, ask_loaded, restore
+from pytest_muscle.adapter.caches import Filling
 from pytest_muscle.adapter.config import CompatibilityConfig, Recipe, TaskConfig
 from pytest_muscle.adapter.data import Collator, Examples, encode_cases, split_cases
 from pytest_muscle.adapter.folder import REPORT, RunFolder
@@ -26,7 +30,14 @@ from pytest_muscle.adapter.selection import Validation, select_epoch, select_rec
 from pytest_muscle.adapter.sides import Side, read_alike, vocabulary_size
 from pytest_muscle.adapter.standing import Standing, standing, too_weak
 from pytest_muscle.adapter.student import Student, build_student
-from pytest_muscle.adapter.teachers import LiveTeacher, StartingTeacher, StateCache, Teacher
+from pytest_muscle.adapter.teachers import (
+    CachedTeacher,
+    LiveTeacher,
+    MomentCache,
+    StartingTeacher,
+    StateCache,
+    Teacher,
+)
 from pytest_muscle.adapter.trainer import (
     AdapterTrainer,
     AfterEpoch,
@@ -50,8 +61,9 @@ if TYPE_CHECKING:
     from pytest_muscle.golden import GoldenCase
     from pytest_muscle.grading import Similarity
     from pytest_muscle.models import ModelOptions, Response
-    from pytest_muscle.models.local.output import OutputLayer
 
+# Moments are made in the time that two epochs without them take longer.
+_EPOCHS_FOR_MOMENTS = 3
 _CROSS_ENTROPY = Recipe(cross_entropy_weight=1.0)
 _CACHE_TOKENS = {"cpu": 1024}
 _CACHE_TOKENS_ELSEWHERE = 16384
@@ -240,7 +252,7 @@ class Training:
             return None
         output = find_output_layer(model)
         if self._cached() and output:
-            self._fill(cache, model, output, "old")
+            cache.write(self._filling("old"), model, output)
             return self._source(cache, "old")
         if self._cached():
             self._note("the old model's logits are no plain function of hidden states: it stays in memory")
@@ -282,7 +294,7 @@ class Training:
         new: Teacher | None = None
         if any(recipe.uses_new for recipe in self._recipes()):
             new = self._new_teacher(student)
-        return Lesson(
+        lesson = Lesson(
             self.examples.texts,
             self._collator(),
             self._recipes()[0],
@@ -291,6 +303,28 @@ class Training:
             vocabulary,
             self.standing,
         )
+        return self._condensed(student, lesson)
+
+    def _condensed(self, student: Student, lesson: Lesson) -> Lesson:
+        """The lesson with moments for hidden states, where they are exact and the training is long enough."""
+        temperatures = {recipe.temperature for recipe in self._recipes()}
+        layer = student.output.layer if student.output else None
+        exact = isinstance(layer, nn.Linear) and layer.weight.dtype in (torch.float32, torch.float64)
+        long = self.config.epochs >= _EPOCHS_FOR_MOMENTS
+        if not (exact and long and len(temperatures) == 1) or self.processes.share_weights:
+            return lesson
+        assert student.output is not None
+        teachers: dict[str, Any] = {"old": lesson.old, "new": lesson.new}
+        for name, teacher in teachers.items():
+            if not isinstance(teacher, CachedTeacher):
+                continue
+            cache = MomentCache(self.folder.path / f"{name}_moments")
+            if not cache.complete:
+                self._emit(Stage(f"{name} model: what the student's output layer sees of it"))
+                filling = self._filling("student")
+                cache.write(filling, teacher, student.output, lesson.vocabulary, *temperatures)
+            teachers[name] = cache.open(lesson.examples, lesson.collator.answer_only)
+        return replace(lesson, **teachers)
 
     def _mapped(self, old: _Source, aligned: AlignedTexts, vocabulary: int) -> MappedTeacher:
         """The old model, told in the student's vocabulary; how much of it can be is noted."""
@@ -313,19 +347,23 @@ class Training:
         cache = StateCache(self.folder.path / "new_states")
         if not cache.complete:
             self._emit(Stage("new model: probabilities"))
-            self._fill(cache, student.model.get_base_model().eval(), student.output, "student")
+            model: Any = student.model.get_base_model()
+            cache.write(self._filling("student"), model.eval(), student.output)
         return self._source(cache, "student").teacher
 
     def _told(self, side: str) -> Sequence[Example]:
         """The texts in a model's own tokens."""
         return self.aligned.old if side == "old" and self.aligned else self.examples.texts
 
-    def _fill(self, cache: StateCache, model: Any, output: OutputLayer, side: str) -> None:
+    def _filling(self, side: str) -> Filling:
+        processes = self.processes
         tokens = self.options.batch_tokens or _CACHE_TOKENS.get(
-            self.processes.device.type, _CACHE_TOKENS_ELSEWHERE
+            processes.device.type, _CACHE_TOKENS_ELSEWHERE
         )
-        share = (self.processes.number, self.processes.count)
-        cache.write(model, output, self._told(side), self._collator(side), tokens, share, self.processes.wait)
+        share = processes.number, processes.count
+        return Filling(
+            self._told(side), self._collator(side), processes.device, tokens, share, processes.wait
+        )
 
     def _source(self, cache: StateCache, side: str) -> _Source:
         answer_only = self._collator(side).answer_only

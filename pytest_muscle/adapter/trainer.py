@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pytest_muscle.adapter.progress import Progress
     from pytest_muscle.adapter.standing import Standing
     from pytest_muscle.adapter.student import Student
-    from pytest_muscle.adapter.teachers import Teacher
+    from pytest_muscle.adapter.teachers import CachedMoments, Teacher
     from pytest_muscle.adapter.vocabulary.teacher import MappedTeacher
 
 _COMPLETE = "complete"
@@ -48,8 +48,8 @@ class Lesson:
     examples: Sequence[Example]
     collator: Collator
     recipe: Recipe
-    old: Teacher | MappedTeacher | None
-    new: Teacher | None
+    old: Teacher | MappedTeacher | CachedMoments | None
+    new: Teacher | CachedMoments | None
     vocabulary: int
     standing: Standing | None = None
 
@@ -137,8 +137,8 @@ class AdapterTrainer(Trainer):
         output = None if self.sharded else self.student.output
         student = token_logits(model, output, batch, counted, lesson.vocabulary)
         asked = batch, counted, lesson.vocabulary
-        old = lesson.old.logits(*asked) if lesson.old and lesson.recipe.uses_old else None
-        new = lesson.new.logits(*asked) if lesson.new and lesson.recipe.uses_new else None
+        old = lesson.old.predict(*asked) if lesson.old and lesson.recipe.uses_old else None
+        new = lesson.new.predict(*asked) if lesson.new and lesson.recipe.uses_new else None
         texts = torch.arange(len(counted), device=counted.device)[:, None].expand_as(counted)[counted]
         targets = batch["labels"][:, 1:][counted]
         truthful, trusted = batch["truthful"][texts], None

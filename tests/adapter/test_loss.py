@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from pytest_muscle.adapter.config import Mask, Recipe
-from pytest_muscle.adapter.loss import IGNORED, TokenLogits, compatibility_loss, token_loss
+from pytest_muscle.adapter.logits import TokenLogits
+from pytest_muscle.adapter.loss import IGNORED, compatibility_loss, token_loss
 from pytest_muscle.adapter.masks import old_weight
+from pytest_muscle.adapter.moments import token_moments
 
 BATCH, TOKENS, VOCABULARY, WIDTH = 3, 7, 11, 5
 
@@ -129,7 +131,7 @@ def test_where_the_old_model_is_not_trusted_the_new_one_teaches(share):
 @pytest.mark.parametrize("chunk", [1, 2, 1000])
 def test_chunks_change_nothing(monkeypatch, chunk):
     (student, old, new), labels = batch(torch.float64, "right")
-    monkeypatch.setattr("pytest_muscle.adapter.loss._CHUNK_ELEMENTS", {"cpu": chunk * VOCABULARY})
+    monkeypatch.setattr("pytest_muscle.adapter.logits._CHUNK_ELEMENTS", {"cpu": chunk * VOCABULARY})
     for mask in get_args(Mask):
         recipe = Recipe(mask, 2.0, 0.25)
         expected = naive_loss(student, old, new, labels, recipe).item()
@@ -167,8 +169,8 @@ def watched(logits, asked):
 @pytest.mark.parametrize("mask", ["old_only", "truth_weighted", "sequence_likelihood"])
 def test_no_more_logits_are_held_at_once_than_a_device_may(monkeypatch, device, held, rows_at_once, mask):
     elsewhere = 2**20 if device == "cpu" else held
-    monkeypatch.setattr("pytest_muscle.adapter.loss._CHUNK_ELEMENTS", {device: held})
-    monkeypatch.setattr("pytest_muscle.adapter.loss._CHUNK_ELEMENTS_ELSEWHERE", elsewhere)
+    monkeypatch.setattr("pytest_muscle.adapter.logits._CHUNK_ELEMENTS", {device: held})
+    monkeypatch.setattr("pytest_muscle.adapter.logits._CHUNK_ELEMENTS_ELSEWHERE", elsewhere)
     models, targets, sequence = flat()
     whole = old_weight(mask, *models, targets, sequence).sum()
     asked = [[], [], []]
@@ -242,13 +244,60 @@ def test_one_token_is_its_own_mean():
     assert compatibility_loss(student, old, new, labels, recipe).item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_from_hidden_states_as_from_logits():
+def with_heads(biased, dtype=torch.float64):
+    """States, output layers and their biases of student, old and new; the tokens that follow; their texts."""
     generator = torch.Generator().manual_seed(1)
     n, padded = 9, VOCABULARY + 3
     targets = torch.randint(VOCABULARY, (n,), generator=generator)
-    heads = [torch.randn(size, WIDTH, generator=generator).double() for size in (padded, VOCABULARY, padded)]
-    biases = [torch.randn(size, generator=generator).double() for size in (padded, VOCABULARY, padded)]
-    states = [torch.randn(n, WIDTH, generator=generator).double() for _ in range(3)]
+    sizes = [(padded, WIDTH), (VOCABULARY, WIDTH - 1), (padded, WIDTH)]
+    heads = [torch.randn(size, generator=generator).to(dtype) for size in sizes]
+    biases = [torch.randn(size[0], generator=generator).to(dtype) if biased else None for size in sizes]
+    states = [torch.randn(n, size[1], generator=generator).to(dtype) for size in sizes]
+    return states, heads, biases, targets, torch.arange(n) // 4
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("share", [0.0, 0.4])
+@pytest.mark.parametrize("mask", get_args(Mask))
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+def test_from_moments_as_from_logits(monkeypatch, mask, share, temperature, biased, dtype, tolerance):
+    monkeypatch.setattr("pytest_muscle.adapter.logits._CHUNK_ELEMENTS", {"cpu": 4 * VOCABULARY})
+    states, heads, biases, targets, sequence = with_heads(biased, dtype)
+    recipe = Recipe(mask, temperature, share)
+    rules = {
+        "sequence": sequence,
+        "truthful": torch.arange(len(targets)) % 2 > 0,
+        "trusted": torch.arange(len(targets)) % 3 > 0,
+    }
+    found = []
+    for by_moments in (False, True):
+        leaf = states[0].clone().requires_grad_()
+        student, *teachers = (
+            TokenLogits(s, VOCABULARY, w, b)
+            for s, w, b in zip([leaf, *states[1:]], heads, biases, strict=True)
+        )
+        if by_moments:
+            layer = heads[0], biases[0]
+            teachers = [token_moments(each, *layer, targets, temperature) for each in teachers]
+        loss = token_loss(student, *teachers, targets, recipe, **rules)
+        loss.total.backward()
+        found.append((torch.stack([loss.total, loss.from_old]).detach(), leaf.grad))
+    for logits, moments in zip(*found, strict=True):
+        torch.testing.assert_close(moments, logits, atol=tolerance, rtol=tolerance)
+
+
+def test_moments_leave_the_teacher_as_it_was():
+    (_, old, _), targets, _ = flat()
+    before = old.clone()
+    moments = token_moments(TokenLogits(old, VOCABULARY), torch.eye(VOCABULARY).double(), None, targets, 2.0)
+    assert torch.equal(old, before)
+    # By an output layer that passes on its input the mean row is the distribution itself.
+    torch.testing.assert_close(moments.means, (old / 2).softmax(-1))
+
+
+def test_from_hidden_states_as_from_logits():
+    states, heads, biases, targets, _ = with_heads(biased=True)
     results = []
     for fused in (True, False):
         leaf = states[0].clone().requires_grad_()

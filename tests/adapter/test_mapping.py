@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from tongues import tokenizer, vocabulary
 
 from pytest_muscle.adapter.config import Recipe
-from pytest_muscle.adapter.loss import TokenLogits, token_loss
+from pytest_muscle.adapter.logits import TokenLogits
+from pytest_muscle.adapter.loss import token_loss
 from pytest_muscle.adapter.vocabulary.mapping import VocabularyMap
 from pytest_muscle.adapter.vocabulary.teacher import MappedLogits
 from pytest_muscle.adapter.vocabulary.tokens import Vocabulary
@@ -258,7 +259,7 @@ def test_chunks_change_nothing(monkeypatch):
     rows, student = rows_of(CASES), student_of(CASES).detach()
     totals = []
     for chunk in (1, 3, 100):
-        monkeypatch.setattr("pytest_muscle.adapter.loss._CHUNK_ELEMENTS", {"cpu": chunk * NEW_SIZE})
+        monkeypatch.setattr("pytest_muscle.adapter.logits._CHUNK_ELEMENTS", {"cpu": chunk * NEW_SIZE})
         loss = token_loss(TokenLogits(student, NEW_SIZE), rows, None, rows.following, Recipe("old_only", 2.0))
         totals.append(loss.total.item())
     assert totals == pytest.approx([totals[0]] * 3, abs=1e-12)

@@ -46,7 +46,8 @@ def progress(event):
     if kind == "step" and isinstance(event, Step) and event.step == number:
         die()
 
-train_compatibility_adapter(*sys.argv[2:4], records(24), sys.argv[4], quick(dropout=0.1), progress=progress)
+config = quick(dropout=0.1, epochs=3)
+train_compatibility_adapter(*sys.argv[2:4], records(24), sys.argv[4], config, progress=progress)
 """
 
 
@@ -65,7 +66,7 @@ def killed(old, new, output, kind, number):
 def unbroken(tiny_model, tiny_model_b, tmp_path_factory):
     output = tmp_path_factory.mktemp("unbroken") / "adapter"
     return train_compatibility_adapter(
-        str(tiny_model), str(tiny_model_b), records(24), output, quick(dropout=0.1)
+        str(tiny_model), str(tiny_model_b), records(24), output, quick(dropout=0.1, epochs=3)
     )
 
 
@@ -83,7 +84,12 @@ def test_killed_and_resumed(tiny_model, tiny_model_b, tmp_path, unbroken, kind, 
     killed(tiny_model, tiny_model_b, output, kind, number)
     events = []
     result = train_compatibility_adapter(
-        str(tiny_model), str(tiny_model_b), records(24), output, quick(dropout=0.1), progress=events.append
+        str(tiny_model),
+        str(tiny_model_b),
+        records(24),
+        output,
+        quick(dropout=0.1, epochs=3),
+        progress=events.append,
     )
     assert next(event.step for event in events if isinstance(event, Step)) == resumed_at
     mine, expected = (load_file(r.path / "adapter_model.safetensors") for r in (result, unbroken))

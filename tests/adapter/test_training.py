@@ -114,14 +114,20 @@ def test_the_golden_judgement_is_added(adapter, tmp_path):
     assert report["golden"]["before"] == {"nfr": 0.055, "accuracy_new": 0.64}
 
 
+@pytest.mark.parametrize("epochs", [1, 3])
 @pytest.mark.parametrize("tokens", ["all", "answer"])
-def test_cached_teachers_teach_what_live_ones_do(tiny_model, tiny_model_b, tmp_path, tokens):
-    adapters = {}
+def test_cached_teachers_teach_what_live_ones_do(tiny_model, tiny_model_b, tmp_path, tokens, epochs):
+    adapters, stages = {}, {}
     for teacher in ("cached", "live"):
-        config = quick(recipe=Recipe("truth_weighted", 2.0), teacher=teacher, tokens=tokens, texts="choices")
-        result = train(tiny_model, tiny_model_b, tmp_path / teacher, config)
+        events = []
+        changes = {"teacher": teacher, "tokens": tokens, "texts": "choices", "epochs": epochs}
+        config = quick(recipe=Recipe("truth_weighted", 2.0), **changes)
+        result = train(tiny_model, tiny_model_b, tmp_path / teacher, config, progress=events.append)
         adapters[teacher] = weights(result.path)
+        stages[teacher] = [str(event) for event in events if "output layer sees" in str(event)]
     assert_same(adapters["cached"], adapters["live"], 1e-4)
+    # A long training sees its teachers by their moments.
+    assert [len(stages[teacher]) for teacher in ("cached", "live")] == [2 * (epochs == 3), 0]
 
 
 def test_live_teachers_share_the_base_of_an_adapted_new_model(tiny_model, tiny_model_b, tmp_path):
@@ -235,7 +241,7 @@ def test_a_full_disk_is_said(tiny_model, tiny_model_b, tmp_path, monkeypatch):
 def test_too_little_room_for_the_states_is_seen_before(tiny_model, tiny_model_b, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(MuscleError, match=r"hidden states need .* set teacher to live"):
+    with pytest.raises(MuscleError, match=r"says of the tokens needs .* set teacher to live"):
         train(tiny_model, tiny_model_b, tmp_path / "adapter")
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pytest_muscle.adapter.loss import IGNORED, TokenLogits
+from pytest_muscle.adapter.logits import TokenLogits
+from pytest_muscle.adapter.loss import IGNORED
 from pytest_muscle.adapter.masks import target_loglikelihood
 from pytest_muscle.adapter.vocabulary.mapping import VocabularyMap, soften
 
@@ -118,13 +119,13 @@ class MappedTeacher:
     collator: Collator
     between: VocabularyMap
 
-    def logits(self, batch: Mapping[str, Tensor], counted: Tensor, vocabulary: int) -> MappedLogits:
+    def predict(self, batch: Mapping[str, Tensor], counted: Tensor, vocabulary: int) -> MappedLogits:
         """What the inner teacher says of its own tokens of the batch's texts, and where that belongs."""
         device = counted.device
         numbers = batch["example"].tolist()
         own = {name: t.to(device) for name, t in self.collator([self.texts.old[n] for n in numbers]).items()}
         own_counted = own["labels"][:, 1:] != IGNORED
-        given = self.inner.logits(own, own_counted, self.between.sizes[0])
+        given = self.inner.predict(own, own_counted, self.between.sizes[0])
         begins = torch.cat([own_counted.new_zeros(1, dtype=torch.long), own_counted.sum(1).cumsum(0)])
         places, steps, prefixes = [], [], []
         for number, begin in zip(numbers, begins.tolist(), strict=False):
@@ -146,7 +147,7 @@ class MappedTeacher:
         """The mean probability, over the covered positions of some batches, that has no counterpart."""
         total, count = 0.0, 0
         for batch in batches:
-            logits = self.logits(batch, batch["labels"][:, 1:] != IGNORED, self.between.sizes[1])
+            logits = self.predict(batch, batch["labels"][:, 1:] != IGNORED, self.between.sizes[1])
             for rows in torch.split(logits.covered.nonzero()[:, 0], _SAMPLED_ROWS):
                 total += float(logits.rows(rows)[:, -1].exp().sum())
                 count += len(rows)
