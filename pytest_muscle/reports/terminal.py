@@ -30,12 +30,14 @@ _MOST_SLICES = 8
 _MOST_REGRESSIONS = 5
 _SMALL = 0.05
 _MOST_GATES = 12
+_GATE_WIDTH = 19
 _RULINGS = {
     Ruling.FAILED: ("FAILED", "red"),
     Ruling.INCONCLUSIVE: ("inconclusive", "yellow"),
     Ruling.PASSED: ("passed", "green"),
+    Ruling.UNJUDGED: ("unjudged", ""),
 }
-_ORDER = [*_RULINGS, Ruling.UNJUDGED]
+_ORDER = list(_RULINGS)
 
 
 def summarise(comparison: Comparison, width: int = 80, colour: bool = False) -> str:
@@ -177,14 +179,18 @@ def _gates(gates: Sequence[Gate], folder: str) -> Table:
     from rich.text import Text
 
     table = _table("gate", "budget", "value", "95%", "verdict", "reversal", "needs")
+    # In 80 columns a path is broken, but neither a word nor a number.
+    table.collapse_padding, table.show_edge = True, False
+    table.columns[0].min_width = min(_GATE_WIDTH, max(len(gate.name) for gate in gates[:_MOST_GATES]))
+    table.columns[5].no_wrap, table.columns[5].max_width = False, len("reversal")
     for gate in gates[:_MOST_GATES]:
-        word, style = _RULINGS.get(gate.ruling, ("", ""))
+        word, style = _RULINGS[gate.ruling]
         table.add_row(
             f"{one_line(gate.scope.removeprefix(folder), 60)} {gate.name}",
             f"{gate.limit:g}",
             f"{gate.value:.4f}" if gate.value is not None else "-",
             _bounds(gate.interval),
-            Text(word, style) if word else f"{gate.answered:,} of {gate.cases:,} answered",
+            Text(word, style),
             f"{abs(gate.reversal):,} {'worse' if gate.reversal > 0 else 'better'}" if gate.reversal else "-",
             f"{gate.needed:,}" if gate.needed else "-",
         )
@@ -195,6 +201,9 @@ def _gates(gates: Sequence[Gate], folder: str) -> Table:
 
 def _of_gates(gates: Sequence[Gate]) -> Iterator[str]:
     yield "reversal: answers whose change would reverse the gate; needs: cases that would settle it"
+    unjudged = [gate for gate in gates if gate.ruling is Ruling.UNJUDGED]
+    for scope, answered, cases in dict.fromkeys((gate.scope, gate.answered, gate.cases) for gate in unjudged):
+        yield f"{one_line(scope, 60)}: unjudged, as {answered:,} of {cases:,} cases are answered"
     if (tests := max(gate.tests for gate in gates)) > 1:
         yield f"significance is corrected for {tests:,} gates (Holm)"
     for gate in gates[:_MOST_GATES]:

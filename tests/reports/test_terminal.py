@@ -7,6 +7,7 @@ import pytest
 from cases import results, scored
 
 from pytest_muscle.comparison import Comparison, ModelIdentity
+from pytest_muscle.gates import Gate, Ruling
 from pytest_muscle.reports.terminal import summarise
 
 
@@ -98,6 +99,41 @@ def test_at_80_columns_no_figure_is_broken(mixed):
     assert "…" not in text
     for gate in mixed.gates:
         assert f"{gate.value:.4f}" in text
+
+
+def gate(name, ruling, **figures):
+    about = {"dataset": "golden/customer_support.jsonl", "slice": "", "limit": 0.005, "cases": 12_000}
+    return Gate(name, **{**about, "answered": 12_000, "ruling": ruling, **figures})
+
+
+def test_at_80_columns_no_word_of_a_gate_is_broken(monkeypatch):
+    figures = {"value": 0.1234, "interval": (0.1001, 0.1501), "needed": 14_000}
+    gates = [
+        gate("max_accuracy_drop", Ruling.INCONCLUSIVE, reversal=-1_234, **figures),
+        gate("max_mean_regression", Ruling.FAILED, reversal=12, **figures),
+        gate("max_nfr", Ruling.UNJUDGED, answered=7, value=1.0, interval=(0.2, 1.0)),
+        gate("max_nfr_mc", Ruling.UNJUDGED, answered=7, value=1.0, interval=(0.2, 1.0)),
+    ]
+    monkeypatch.setattr(Comparison, "gates", tuple(gates))
+    text = summarise(comparison(*results(both=3)), 80)
+    table = text[text.index("budget") : text.index("reversal:")]
+    words = table.split()
+    for each in gates:
+        assert each.name in words
+    for word in (
+        "inconclusive",
+        "FAILED",
+        "unjudged",
+        "10.0-15.0%",
+        "20.0-100.0%",
+        "0.1234",
+        "1,234",
+        "14,000",
+    ):
+        assert word in words
+    # Said once, of all the gates that wait for the same cases.
+    assert text.count("golden/customer_support.jsonl: unjudged, as 7 of 12,000 cases are answered") == 1
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_colour_is_left_out_unless_asked_for(mixed):
