@@ -5,7 +5,10 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
+
+from pytest_muscle.models.checkpoint import load_model, resolve_checkpoint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PIQA = [
@@ -43,6 +46,27 @@ def test_two_versions_are_trained_on_the_halves_of_the_records(tiny_model, data,
     assert ranks == {"old": 4, "new": 16}
     halves = [(data / "models" / f"{name}.jsonl").read_text() for name in ("old", "new")]
     assert "".join(halves) == (data / "train.jsonl").read_text()
+
+
+def test_a_base_is_trained_on_and_merged(tiny_model, tmp_path, capsys):
+    records = tmp_path / "records.jsonl"
+    rows = [{"question": f"What is {n} + 1?", "ground_truth": str(n + 1), "id": n} for n in range(41)]
+    records.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    call = ("adapter_control/continued_release.py", tiny_model, records, tmp_path / "work")
+    run(*call, "--prompt", "question", "--answer", "ground_truth", "--limit", "40")
+    assert "of training" in capsys.readouterr().out
+    new = load_model(resolve_checkpoint(str(tmp_path / "work" / "new")), device="cpu")
+    adapted = load_model(resolve_checkpoint(str(tmp_path / "work" / "adapter")), device="cpu")
+    tokens = torch.arange(6)[None]
+    merged, apart, before = (
+        model(tokens).logits
+        for model in (new, adapted, load_model(resolve_checkpoint(str(tiny_model)), device="cpu"))
+    )
+    torch.testing.assert_close(merged, apart, atol=1e-4, rtol=1e-4)
+    assert (merged - before).abs().max() > 1e-2
+    assert len((tmp_path / "work" / "records.jsonl").read_text().splitlines()) == 40
+    with pytest.raises(SystemExit, match=r"records.jsonl:1: no field 'prompt'; name another"):
+        run(*call)
 
 
 def test_written_answers_are_compared_with_the_right_solution(data):
