@@ -10,7 +10,8 @@ tokens after the first N of each text only, as the default recipe does with the 
 without it. Both sides are processes with models of their own that take their steps in turn: the same batches,
 the same adapter to begin with, the same optimiser. Their losses over the first steps must agree, and so must
 the adapter that these make, before anything is timed. Prints medians of CPU and wall seconds, each process's
-peak memory, and what the teachers cost once, before the steps.
+peak memory, what the teachers cost once, before the steps, and the floor: the arithmetic that each side's way
+of computing the loss asks for, at the best rate of this machine's matrix products.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import chain, cycle
@@ -29,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from measuring import print_machine
+from measuring import linear_sizes, matrix_product_rate, print_machine
 from torch.nn import functional
 
 from pytest_muscle.adapter.caches import Filling
@@ -79,9 +81,15 @@ class Work:
 
 
 class Side(ABC):
-    """A student and its optimiser; a subclass says how the loss is computed."""
+    """A student and its optimiser; a subclass says how the loss is computed.
+
+    ``passes`` is how many times a token's states go through frozen weights, or their gradients back through
+    them, in a step: through the layers and, where the token ``counts`` (or any does), the output layer.
+    """
 
     teaching = 0.0
+    passes: int
+    all_count = True
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -127,6 +135,18 @@ class Side(ABC):
         self.optimiser.zero_grad()
         return loss, time.process_time() - cpu, time.perf_counter() - wall
 
+    def operations(self) -> float:
+        """The floating-point operations of a step's matrix products but for those of attention."""
+        work, sizes = self.work, dict(linear_sizes(self.model))
+        output = self.model.get_output_embeddings()
+        head = output.in_features * output.out_features
+        factors = sum(size for name, size in sizes.items() if "lora_" in name)
+        layers = sum(sizes.values()) - factors - head
+        tokens = work.batch * work.tokens
+        scored = tokens if self.all_count else work.batch * (work.tokens - max(1, work.prompt))
+        # The adapter's factors: forward, the inputs' gradient and their own.
+        return 2.0 * (tokens * (self.passes * layers + 3 * factors) + scored * self.passes * head)
+
     def adapter(self) -> list[float]:
         """The norm of each of the adapter's tensors."""
         return [parameter.norm().item() for parameter in self.trained()]
@@ -134,6 +154,10 @@ class Side(ABC):
 
 class Here(Side):
     """The package, as in a training of three epochs or more: moments of the teachers, the loss in pieces."""
+
+    # The student, forward and back.
+    passes = 2
+    all_count = False
 
     def prepare(self) -> None:
         """Fill the teachers' caches, one model after the other, and keep the student."""
@@ -179,6 +203,9 @@ class Here(Side):
 class Naive(Side):
     """The paper's loss as one writes it down."""
 
+    # Both teachers, the student forward and back.
+    passes = 4
+
     def prepare(self) -> None:
         """Load all three models."""
         self.old, self.new = load(self.work.old), load(self.work.new)
@@ -204,6 +231,8 @@ class Naive(Side):
 
 class Trl(Side):
     """TRL's GKD trainer, given the same batches."""
+
+    passes = 3
 
     def prepare(self) -> None:
         """Build the trainer with its own defaults but for forward KL at temperature 1."""
@@ -246,7 +275,9 @@ def with_adapter(model: Any) -> Any:
     size = LoraConfig(
         r=CONFIG.rank, lora_alpha=int(CONFIG.alpha), target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    return get_peft_model(model, size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model, size)
 
 
 def serve(kind: type[Side], work: Work, pipe: Connection) -> None:
@@ -255,7 +286,7 @@ def serve(kind: type[Side], work: Work, pipe: Connection) -> None:
     pipe.send(side.teaching)
     while request := pipe.recv():
         pipe.send(side.step() if request == "step" else side.adapter())
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+    pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, side.operations()))
 
 
 class Process:
@@ -313,18 +344,26 @@ def check(here: Process, there: Process) -> None:
 
 
 def print_sides(sides: dict[str, Process], peer: str) -> None:
-    """A row for each side, ratios to the peer."""
-    rows = {
-        name: [statistics.median(step[i] for step in side.steps) for i in (1, 2)] + [side.ask("")]
+    """A row for each side, ratios to the peer; then how near each came to its floor."""
+    medians = {
+        name: [statistics.median(step[i] for step in side.steps) for i in (1, 2)]
         for name, side in sides.items()
     }
+    ends = {name: side.ask("") for name, side in sides.items()}
     print(f"{'':16}{'CPU s':>8}{'ratio':>8}{'wall s':>8}{'ratio':>8}{'peak GB':>9}{'share':>7}{'before':>9}")
-    for name, (cpu, wall, memory) in rows.items():
-        ratios = [rows[peer][i] / value for i, value in enumerate((cpu, wall))]
+    for name, (cpu, wall) in medians.items():
+        ratios = [medians[peer][i] / value for i, value in enumerate((cpu, wall))]
+        memory = ends[name][0]
         print(
             f"{name:16}{cpu:8.2f}{ratios[0]:8.2f}{wall:8.2f}{ratios[1]:8.2f}{memory:9.2f}"
-            f"{memory / rows[peer][2]:7.2f}{sides[name].teaching:7.1f} s"
+            f"{memory / ends[peer][0]:7.2f}{sides[name].teaching:7.1f} s"
         )
+    rate = matrix_product_rate()
+    floors = {name: operations / rate for name, (_, operations) in ends.items()}
+    for name, floor in floors.items():
+        share = floor / medians[name][0]
+        print(f"floor of {name}: {floor:.2f} s at {rate / 1e9:.0f} GFLOP/s, {share:.0%} of its time")
+    print(f"ratio at equal rates without any other work: {floors[peer] / min(floors.values()):.2f}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The benchmarks' own arithmetic; the peers they compare with need not be installed."""
 
+import json
 import re
 import runpy
 import sys
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pytest_muscle.adapter import Recipe
 from pytest_muscle.golden import GoldenCase
 from pytest_muscle.models.checkpoint import load_model, load_tokenizer, resolve_checkpoint
 from pytest_muscle.models.local.encoding import Continuation
@@ -157,3 +159,28 @@ def test_generation_benchmark_compares_texts(script, tiny_model: Path, tmp_path:
 def test_large_runs_at_a_small_scale(script, capsys, arguments, told) -> None:
     script("large_runs.py")["main"](arguments)
     assert re.search(told, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("prompt", [0, 9])
+def test_both_sides_of_a_training_step_learn_the_same(script, tiny_model, tiny_model_b, tmp_path, prompt):
+    golden = tmp_path / "golden.jsonl"
+    rows = [
+        {"id": str(n), "prompt": f"{n} apples are left in box {7 * n}.", "answer": "yes"} for n in range(40)
+    ]
+    golden.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    step = script("distillation.py")
+    work = step["Work"](str(tiny_model), str(tiny_model_b), golden, 4, 16, prompt, Recipe("student_wrong"))
+    here, naive = step["Here"](work), step["Naive"](work)
+    for _ in range(3):
+        assert here.step()[0] == pytest.approx(naive.step()[0], rel=1e-4)
+    for mine, theirs in zip(here.adapter(), naive.adapter(), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3)
+    # The arithmetic of a step, layer by layer: 4 texts of 16 tokens, of which the first is never scored.
+    model = load_model(resolve_checkpoint(str(tiny_model_b)), device="cpu")
+    layers = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
+    weights = sum(layer.weight.numel() for layer in layers)
+    factors = sum(16 * (layer.in_features + layer.out_features) for layer in layers)
+    scored = 4 * (16 - max(1, prompt))
+    head = model.lm_head.weight.numel()
+    assert here.operations() == 2 * (64 * (2 * weights + 3 * factors) + scored * 2 * head)
+    assert naive.operations() == 2 * (64 * (4 * weights + 3 * factors) + 64 * 4 * head)
