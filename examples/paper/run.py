@@ -3,7 +3,7 @@
     python run.py smoke                        # every part once, in minutes
     python run.py full                         # the figures in README.md; stopped, it goes on later
     python run.py cell SCENARIO PAIR VARIANT   # one cell
-    python run.py tables [round1]              # the tables and the plot
+    python run.py tables [NAME]                # the tables and the plot; replications, round1: earlier ones
 
 What has been made is kept in ``work`` (``--work``): a cell that is there is not computed again. Each finished
 cell is a line of ``PROFILE.jsonl`` in there. ``tables`` reads the figures that README.md tells of, in
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from variants import Profile
 
 HERE = Path(__file__).parent
-ROUNDS = (*PROFILES, "round1")
+TABLES = ("full", "replications", "round1", "smoke")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,9 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     cell = commands.add_parser("cell")
     for name in ("scenario", "pair", "variant"):
         cell.add_argument(name)
-    commands.add_parser("tables").add_argument(
-        "profile", nargs="?", default="full", choices=("full", "round1", "smoke")
-    )
+    commands.add_parser("tables").add_argument("profile", nargs="?", default="full", choices=TABLES)
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)

@@ -63,14 +63,14 @@ MASKS = tuple(name for name in VARIANTS if "T=" in name)
 GUARDS = ("average, guard right", "average, guard flips")
 FULL = (
     ("biased-town", ("new model", "cross-entropy", "paper", "average", *GUARDS, "average, guard groups")),
-    ("small-gap-choice2", ("new model", *CONTROLS, "paper", "average", *GUARDS, "truth-weighted")),
-    ("small-gap-choice2", MASKS),
     ("small-gap-chain", ("new model", *CONTROLS, "paper", "average", "truth-weighted")),
     ("large-gap-chain", ("new model", *CONTROLS, "paper", "average", "truth-weighted")),
-    ("other-tokenizer-chain", ("new model", "cross-entropy", "average")),
-    ("small-gap-summary", ("new model", "cross-entropy", "average")),
-    ("other-format-choice4", ("new model", "cross-entropy", "average")),
-    ("more-parameters-choice4", ("new model", "cross-entropy", "average")),
+    ("small-gap-choice2", ("new model", *CONTROLS, "paper", "average", *GUARDS, "truth-weighted")),
+    ("small-gap-choice2", MASKS),
+    ("other-format-choice4", ("new model", *CONTROLS, "paper", "average")),
+    ("more-parameters-choice4", ("new model", *CONTROLS, "paper", "average")),
+    ("small-gap-summary", ("new model", *CONTROLS, "paper", "average")),
+    ("other-tokenizer-chain", ("new model", *CONTROLS, "average")),
     ("small-gap-chain", MASKS),
 )
 PROFILES = {

@@ -62,7 +62,8 @@ if TYPE_CHECKING:
     from pytest_muscle.grading import Similarity
     from pytest_muscle.models import ModelOptions, Response
 
-# Moments are made in the time that two epochs without them take longer.
+# To make a teacher's moments takes two products with an output layer a token, to have them saves one an epoch
+# (one for both teachers where a hard mask divides the tokens between them).
 _EPOCHS_FOR_MOMENTS = 3
 _CROSS_ENTROPY = Recipe(cross_entropy_weight=1.0)
 _CACHE_TOKENS = {"cpu": 1024}
