@@ -83,8 +83,9 @@ class Work:
 class Side(ABC):
     """A student and its optimiser; a subclass says how the loss is computed.
 
-    ``passes`` is how many times a token's states go through frozen weights, or their gradients back through
-    them, in a step: through the layers and, where the token ``counts`` (or any does), the output layer.
+    ``passes`` is how many times in a step states go forward, or their gradients back, through frozen weights:
+    those of every token through the layers, those of every token (``all_count``) or of the tokens that count
+    through the output layer.
     """
 
     teaching = 0.0
