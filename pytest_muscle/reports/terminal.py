@@ -31,6 +31,7 @@ _MOST_REGRESSIONS = 5
 _SMALL = 0.05
 _MOST_GATES = 12
 _GATE_WIDTH = 19
+_ROOMY = 100
 _RULINGS = {
     Ruling.FAILED: ("FAILED", "red"),
     Ruling.INCONCLUSIVE: ("inconclusive", "yellow"),
@@ -58,12 +59,12 @@ def summarise(comparison: Comparison, width: int = 80, colour: bool = False) -> 
         emoji=False,
         legacy_windows=False,
     )
-    for part in _parts(comparison):
+    for part in _parts(comparison, console.width):
         console.print(part)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
-def _parts(comparison: Comparison) -> Iterator[RenderableType]:
+def _parts(comparison: Comparison, width: int) -> Iterator[RenderableType]:
     yield f"old  {one_line(comparison.old.spec)}\nnew  {one_line(comparison.new.spec)}"
     if comparison.quadrants:
         yield _quadrants(comparison.quadrants)
@@ -74,8 +75,8 @@ def _parts(comparison: Comparison) -> Iterator[RenderableType]:
         yield "\n  ".join(noise) + "\n"
     if gates := [gate for gate in comparison.gates if gate.answered]:
         gates.sort(key=lambda gate: _ORDER.index(gate.ruling))
-        yield _gates(gates, _common_folder(comparison))
-        yield "\n".join(_of_gates(gates))
+        yield _gates(gates, _common_folder(comparison), width)
+        yield "\n".join([*([""] if width < _ROOMY else []), *_of_gates(gates)])
     if slices := _worst_slices(comparison):
         yield _table_of_slices(slices)
         yield "\n".join([*worst_slice_sentences(comparison), ""])
@@ -175,14 +176,16 @@ def _level(metrics: Metrics) -> tuple[str, str]:
     return "-", "-"
 
 
-def _gates(gates: Sequence[Gate], folder: str) -> Table:
+def _gates(gates: Sequence[Gate], folder: str, width: int) -> Table:
     from rich.text import Text
 
     table = _table("gate", "budget", "value", "95%", "verdict", "reversal", "needs")
-    # In 80 columns a path is broken, but neither a word nor a number.
-    table.collapse_padding, table.show_edge = True, False
-    table.columns[0].min_width = min(_GATE_WIDTH, max(len(gate.name) for gate in gates[:_MOST_GATES]))
-    table.columns[5].no_wrap, table.columns[5].max_width = False, len("reversal")
+    if width < _ROOMY:
+        # A path is broken, but neither a word nor a number.
+        table.collapse_padding, table.show_edge = True, False
+        table.columns[0].min_width = min(_GATE_WIDTH, max(len(gate.name) for gate in gates[:_MOST_GATES]))
+        if any(gate.ruling is Ruling.INCONCLUSIVE for gate in gates[:_MOST_GATES]):
+            table.columns[5].no_wrap, table.columns[5].max_width = False, len("reversal")
     for gate in gates[:_MOST_GATES]:
         word, style = _RULINGS[gate.ruling]
         table.add_row(
