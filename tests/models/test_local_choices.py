@@ -2,10 +2,11 @@
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from threading import get_ident
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from pytest_muscle.models.checkpoint import load_model, load_tokenizer, resolve_
 from pytest_muscle.models.local import choosing, packing, scoring
 from pytest_muscle.models.local.batching import Budget
 from pytest_muscle.models.local.encoding import Choices, Encoder
+from pytest_muscle.models.local.linear import pack_linears
 from pytest_muscle.models.local.trie import common_length
 from pytest_muscle.models.quiet import quiet
 
@@ -137,14 +139,21 @@ def test_no_case_loads_nothing(tiny_model: Path, monkeypatch: pytest.MonkeyPatch
     assert list(open_model(str(tiny_model)).respond([])) == []
 
 
-def tokens_run(model: torch.nn.Module, path: Score, requests: Sequence[Choices], budget: int) -> int:
+def rows_run(
+    model: torch.nn.Module, path: Score, requests: Sequence[Choices], budget: int
+) -> list[tuple[int, int]]:
+    """The thread and the tokens of each forward pass."""
     seen = []
     hook = model.register_forward_pre_hook(
-        lambda _, __, named: seen.append(named["input_ids"].numel()), with_kwargs=True
+        lambda _, __, named: seen.append((get_ident(), named["input_ids"].numel())), with_kwargs=True
     )
     scores(path, model, requests, budget)
     hook.remove()
-    return sum(seen)
+    return seen
+
+
+def tokens_run(model: torch.nn.Module, path: Score, requests: Sequence[Choices], budget: int) -> int:
+    return sum(tokens for _, tokens in rows_run(model, path, requests, budget))
 
 
 def test_what_requests_share_is_run_once(tiny_model: Path) -> None:
@@ -206,6 +215,64 @@ def test_a_packed_path_that_fails_or_differs_is_not_used(
     assert_matches_oracle(tiny_model, CASES)
 
 
+@pytest.fixture
+def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(packing, "_SHORTEST", 32)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+MANY = [case(i, FEW_SHOT * (i % 3) + f"Question: what of {i}?\nAnswer:") for i in range(40)]
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("tokens", [1, 300, 1200, 100_000])
+def test_rows_side_by_side_match_the_oracle(tiny_model: Path, tokens: int) -> None:
+    model = load_model(resolve_checkpoint(str(tiny_model)), device="cpu")
+    pack_linears(model)
+    requests = encoded(tiny_model, MANY)
+    first, again = (scores(packing.score, model, requests, tokens) for _ in range(2))
+    assert first == again
+    for asked, found in zip(MANY, first, strict=True):
+        assert found == pytest.approx(oracle(tiny_model, asked), abs=2e-4), asked.prompt
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_each_thread_has_its_share_of_a_batch(tiny_model: Path) -> None:
+    model = load_model(resolve_checkpoint(str(tiny_model)), device="cpu")
+    rows = rows_run(model, packing.score, encoded(tiny_model, MANY[::3]), 100_000)
+    shares = [tokens for thread, tokens in rows if thread != get_ident()]
+    assert len(shares) == 3
+    assert max(shares) - min(shares) < 60
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_what_rows_side_by_side_share_is_run_once(tiny_model: Path) -> None:
+    model = load_model(resolve_checkpoint(str(tiny_model)), device="cpu")
+    requests = encoded(tiny_model, MANY[2::3])
+    shared = common_length(requests[0][0].tokens, requests[-1][0].tokens)
+    rows = rows_run(model, packing.score, requests, 100_000)
+    own = [tokens for thread, tokens in rows if thread != get_ident()]
+    assert len(own) == 3
+    assert sum(own) <= sum(len(choice.tokens) - shared for choices in requests for choice in choices)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_a_model_is_as_it_was_when_a_row_fails(tiny_model: Path) -> None:
+    model = load_model(resolve_checkpoint(str(tiny_model)), device="cpu")
+    pack_linears(model)
+    requests = encoded(tiny_model, MANY)
+    expected = scores(packing.score, model, requests, 1000)
+    failing = Memory(model, 0, RuntimeError("a defect"))
+    with pytest.raises(RuntimeError, match="a defect"):
+        list(packing.score(model, requests, Budget(1000)))
+    failing.stop()
+    assert scores(packing.score, model, requests, 1000) == expected
+
+
 class Memory:
     """Lets a model's forward pass fail above a number of tokens, as a full device would."""
 
@@ -217,7 +284,7 @@ class Memory:
                 self.failures += 1
                 raise error
 
-        model.register_forward_pre_hook(check, with_kwargs=True)
+        self.stop = model.register_forward_pre_hook(check, with_kwargs=True).remove
 
 
 @pytest.mark.parametrize(
@@ -229,7 +296,11 @@ class Memory:
     ],
 )
 @pytest.mark.parametrize("path", [scoring.score, packing.score, choosing.score])
-def test_batches_are_halved_when_memory_runs_out(tiny_model: Path, path: Score, error: Exception) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_batches_are_halved_when_memory_runs_out(
+    tiny_model: Path, path: Score, error: Exception, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     model = load_model(resolve_checkpoint(str(tiny_model)), device="cpu")
     requests = encoded(tiny_model, CASES[:8])
     expected = scores(path, model, requests, 100_000)

@@ -1,5 +1,7 @@
 """The workers of pytest-xdist on one machine divide its cores among them."""
 
+import threading
+
 import pytest
 import torch
 
@@ -33,3 +35,41 @@ def test_a_number_that_was_set_and_a_run_without_workers_are_left_alone(four_cor
     four_cores.setenv("OMP_NUM_THREADS", "3")
     cores.share_cores()
     assert torch.get_num_threads() == 3
+
+
+def test_tasks_run_at_the_same_time_with_a_thread_each(four_cores):
+    torch.set_num_threads(3)
+    together = threading.Barrier(3, timeout=20)
+
+    def task(number):
+        together.wait()
+        return number, torch.get_num_threads()
+
+    with cores.Threads(3) as threads:
+        for _ in range(2):
+            assert threads.run([lambda n=n: task(n) for n in range(3)]) == [(0, 1), (1, 1), (2, 1)]
+            assert torch.get_num_threads() == 3
+
+
+def test_one_task_has_all_cores(four_cores):
+    torch.set_num_threads(3)
+    with cores.Threads(3) as threads:
+        assert threads.run([torch.get_num_threads]) == [3]
+
+
+def test_an_error_comes_when_all_tasks_are_done_and_the_cores_are_regained(four_cores):
+    torch.set_num_threads(3)
+    done = threading.Event()
+
+    def fail():
+        raise ValueError("a defect")
+
+    def finish():
+        done.wait(0.2)
+        done.set()
+
+    with cores.Threads(2) as threads:
+        with pytest.raises(ValueError, match="a defect"):
+            threads.run([fail, finish])
+        assert done.is_set()
+        assert torch.get_num_threads() == 3

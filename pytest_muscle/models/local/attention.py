@@ -116,7 +116,7 @@ def run(
 ) -> torch.Tensor:
     """The logits [kept, vocabulary] after those tokens of a row whose indices are ``kept``."""
     device = model.device
-    with _planned(model):
+    with planned(model):
         logits: torch.Tensor = model(
             input_ids=torch.tensor([list(tokens)], device=device),
             position_ids=torch.tensor([list(positions)], device=device),
@@ -139,7 +139,7 @@ def extend(model: PreTrainedModel, prefix: Prefix, tokens: Sequence[int]) -> Pre
 
 
 @contextmanager
-def _planned(model: PreTrainedModel) -> Iterator[None]:
+def planned(model: PreTrainedModel) -> Iterator[None]:
     config: Any = model.config
     before = config._attn_implementation
     config._attn_implementation = _NAME

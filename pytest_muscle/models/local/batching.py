@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 _OUT_OF_MEMORY = ("not enough memory", "DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
+_ROW = 512
+
 
 @dataclass(slots=True)
 class Budget:
@@ -31,8 +33,8 @@ class Budget:
 
 def scoring_budget(model: PreTrainedModel, asked: int | None) -> Budget:
     """The budget of a forward pass that keeps the logits of nearly all its tokens."""
-    # On a CPU longer rows gain next to nothing in the matrix products and lose in attention.
-    largest = 384 if model.device.type == "cpu" else 4096
+    # On a CPU each thread has a row of its own, and longer ones gain next to nothing.
+    largest = _ROW * torch.get_num_threads() if model.device.type == "cpu" else 4096
     embeddings: Any = model.get_input_embeddings()
     return Budget(asked or _affordable(model, largest, 8 * int(embeddings.weight.shape[0])))
 

@@ -1,10 +1,17 @@
-"""The cores of a machine, divided among the workers of pytest-xdist."""
+"""The cores of a machine, divided among the workers of pytest-xdist, and within one among its rows."""
 
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+T = TypeVar("T")
 
 _ALL = torch.get_num_threads()
 
@@ -19,3 +26,35 @@ def share_cores() -> None:
 def regain_cores() -> None:
     """Compute with all cores again: an adapter is trained by one worker, while the others wait."""
     torch.set_num_threads(_ALL)
+
+
+class Threads:
+    """Some threads, each of which computes alone; a context.
+
+    A product that is divided among cores waits for the slowest of them, many times in each layer. Rows that
+    are computed apart wait once.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def run(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
+        """What the tasks return, run at the same time; one task alone has all cores to itself."""
+        if len(tasks) == 1:
+            return [tasks[0]()]
+        cores = torch.get_num_threads()
+        # Some of PyTorch's libraries have one number of threads for the whole process.
+        torch.set_num_threads(1)
+        try:
+            running = [self._pool.submit(task) for task in tasks]
+            wait(running)
+        finally:
+            torch.set_num_threads(cores)
+        return [each.result() for each in running]

@@ -12,10 +12,15 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from transformers import PreTrainedModel
 
 # The number of rows that the layout is made for; the others get nearly the same out of it.
 _ROWS = 256
+
+# The output features of one block: the logits of some hundred rows stay in the caches.
+_BLOCK = 4096
 
 
 class PackedLinear(nn.Module):
@@ -27,20 +32,24 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach(), persistent=False)
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS)
+        parts = torch.split(layer.weight.detach(), _BLOCK)
+        self._packed = [torch.ops.mkldnn._reorder_linear_weight(part, _ROWS) for part in parts]
 
     @property
     def weight(self) -> torch.Tensor:
         """The weights [out, in], laid out back; for code that looks at them."""
-        dense: torch.Tensor = self._packed.to_dense()
-        return dense
+        return torch.cat([part.to_dense() for part in self._packed])
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """The product [..., out] of inputs [..., in] with the weights, plus the bias."""
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            inputs, self._packed, self.bias, "none", [], ""
-        )
-        return product
+        blocks = list(self.blocks(inputs))
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)
+
+    def blocks(self, inputs: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The product in blocks [..., features] that follow each other."""
+        biases = [None] * len(self._packed) if self.bias is None else torch.split(self.bias, _BLOCK)
+        for part, bias in zip(self._packed, biases, strict=True):
+            yield torch.ops.mkldnn._linear_pointwise(inputs, part, bias, "none", [], "")
 
 
 @torch.inference_mode()

@@ -57,7 +57,7 @@ def find_output_layer(model: Any) -> OutputLayer | None:
 @torch.no_grad()
 def _is_whole_head(model: Any, found: OutputLayer) -> bool:
     width = min(8, found.layer.out_features)
-    probe = torch.arange(width, device=found.layer.weight.device)[None]
+    probe = torch.arange(width, device=model.device)[None]
     expected = model(input_ids=probe, use_cache=False).logits
     try:
         with found.removed():

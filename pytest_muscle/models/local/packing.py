@@ -1,21 +1,25 @@
 """Log-likelihoods of choices by packed tries: every distinct token prefix goes through the model once.
 
 The requests are sorted by their tokens. Neighbours are merged into a trie and laid out as one row, each token
-of which attends to its ancestors. What a row has in common with the next ones stays behind as a prefix of
-keys and values, which moves along the sorted requests and so holds few-shot blocks and system prompts for as
-long as they are shared.
+of which attends to its ancestors. On a CPU a batch is as many rows as there are threads, side by side. What a
+batch has in common with the next ones stays behind as a prefix of keys and values, which moves along the
+sorted requests and so holds few-shot blocks and system prompts for as long as they are shared.
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 
-from pytest_muscle.models.local.attention import Prefix, Segments, extend, run
+from pytest_muscle.models.local.attention import Prefix, Segments, extend, planned, run
 from pytest_muscle.models.local.batching import Budget, run_in_batches
+from pytest_muscle.models.local.cores import Threads
 from pytest_muscle.models.local.linear import PackedLinear
 from pytest_muscle.models.local.output import OutputLayer, find_output_layer
 from pytest_muscle.models.local.scoring import ScoredBatch, Scores, output_logprobs, token_logprobs
@@ -31,6 +35,9 @@ if TYPE_CHECKING:
 # A shorter common prefix costs more as a forward pass of its own than it saves.
 _WORTHWHILE = 32
 
+# The matrix products of a shorter row are slow.
+_SHORTEST = 128
+
 
 def score(model: PreTrainedModel, requests: Sequence[Choices], budget: Budget) -> Iterator[ScoredBatch]:
     """Yield ``(index of the request, log-likelihood of each choice in nats)``, from the longest request on.
@@ -45,9 +52,10 @@ def score(model: PreTrainedModel, requests: Sequence[Choices], budget: Budget) -
     output = find_output_layer(model)
     # Elsewhere than on a CPU one large product is better than several small ones.
     blockwise = output if output is not None and isinstance(output.layer, PackedLinear) else None
-    walk = _Walk(model, [requests[i] for i in order], [heads[i] for i in order], blockwise)
-    for batch in run_in_batches(len(order), budget, walk.take, walk.run):
-        yield [(order[item], scores) for item, scores in batch]
+    with Threads(torch.get_num_threads() if model.device.type == "cpu" else 1) as threads:
+        walk = _Walk(model, [requests[i] for i in order], [heads[i] for i in order], blockwise, threads)
+        for batch in run_in_batches(len(order), budget, walk.take, walk.run):
+            yield [(order[item], scores) for item, scores in batch]
 
 
 @dataclass(slots=True)
@@ -58,6 +66,7 @@ class _Walk:
     requests: list[Choices]
     heads: list[tuple[int, ...]]
     output: OutputLayer | None
+    threads: Threads
     prefix: Prefix = field(default_factory=Prefix)
     target: tuple[int, ...] = ()
 
@@ -65,18 +74,27 @@ class _Walk:
         """Where the row that begins at ``start`` ends, and its tokens; settles the prefix it stands on."""
         self.target = self.prefix.tokens[: common_length(self.prefix.tokens, self.heads[start])]
         end, used = self._fill(start, tokens)
-        if end < len(self.heads):
-            shared = common_length(self.heads[start], self.heads[end])
+        # What rows side by side share pays at once, what one row shares with the next batch later.
+        sharer = end - 1 if self.threads.count > 1 else end
+        if start < sharer < len(self.heads):
+            shared = common_length(self.heads[start], self.heads[sharer])
             if shared - len(self.target) >= _WORTHWHILE:
                 self.target = self.heads[start][:shared]
                 end, used = self._fill(start, tokens)
         return end, used
 
+    @torch.inference_mode()
     def run(self, start: int, end: int) -> list[Scores]:
-        """The log-likelihoods of one row's requests."""
-        kept = min(common_length(self.target, self.heads[item]) for item in range(start, end))
+        """The log-likelihoods of one batch's requests."""
+        shared = min(common_length(self.target, self.heads[item]) for item in range(start, end))
+        kept = common_length(self.prefix.tokens, self.target[:shared])
         try:
-            return self._run(self.target[:kept], self.requests[start:end])
+            self.prefix = extend(self.model, self.prefix.cut(kept), self.target[kept:shared])
+            with planned(self.model), self.output.removed() if self.output else nullcontext():
+                rows = [
+                    partial(self._row, self.requests[first:last]) for first, last in self._rows(start, end)
+                ]
+                return [scores for row in self.threads.run(rows) for scores in row]
         except BaseException:
             self.prefix = Prefix()
             raise
@@ -84,22 +102,37 @@ class _Walk:
     def _fill(self, start: int, tokens: int) -> tuple[int, int]:
         used = 0
         for item in range(start, len(self.heads)):
-            kept = common_length(self.target, self.heads[item])
-            shared = common_length(self.heads[item - 1], self.heads[item]) if item > start else 0
-            choices = self.requests[item]
-            fresh = sum(len(choice.tokens) for choice in choices) - max(kept, shared)
-            fresh -= (len(choices) - 1) * len(self.heads[item])
-            leaves = kept <= len(self.target) - _WORTHWHILE
+            fresh = self._fresh(item, len(self.target), alone=item == start)
+            leaves = common_length(self.target, self.heads[item]) <= len(self.target) - _WORTHWHILE
             if item > start and (used + fresh > tokens or leaves):
                 return item, used
             used += fresh
         return len(self.heads), used
 
+    def _fresh(self, item: int, depth: int, *, alone: bool) -> int:
+        """The tokens that a request adds to a row on ``depth`` tokens, ``alone`` or behind the one before."""
+        head, choices = self.heads[item], self.requests[item]
+        kept = common_length(self.target[:depth], head)
+        shared = 0 if alone else common_length(self.heads[item - 1], head)
+        new = sum(len(choice.tokens) for choice in choices) - max(kept, shared)
+        return new - (len(choices) - 1) * len(head)
+
+    def _rows(self, start: int, end: int) -> list[tuple[int, int]]:
+        """A batch divided into rows of about as many new tokens, at most one for each thread."""
+        depth = len(self.prefix.tokens)
+        fresh = [self._fresh(item, depth, alone=item == start) for item in range(start, end)]
+        total = sum(fresh)
+        count = max(1, min(self.threads.count, total // _SHORTEST))
+        ends, done = [start], 0
+        for item, new in enumerate(fresh, start):
+            if item > ends[-1] and (done + new / 2) * count > len(ends) * total:
+                ends.append(item)
+            done += new
+        return list(pairwise([*ends, end]))
+
     @torch.inference_mode()
-    def _run(self, prefix: tuple[int, ...], batch: Sequence[Choices]) -> list[Scores]:
-        kept = common_length(self.prefix.tokens, prefix)
-        self.prefix = extend(self.model, self.prefix.cut(kept), prefix[kept:])
-        row, needed, targets = Row(len(prefix)), dict[int, int](), list[tuple[int, int]]()
+    def _row(self, batch: Sequence[Choices]) -> list[Scores]:
+        row, needed, targets = Row(len(self.prefix.tokens)), dict[int, int](), list[tuple[int, int]]()
         for choices in batch:
             row.begin()
             for choice in choices:
@@ -109,13 +142,11 @@ class _Walk:
                     targets.append((needed.setdefault(node, len(needed)), token))
         plan = Segments(self.prefix, row.segments())
         where, which = torch.tensor(targets, device=self.model.device).unbind(1)
-        asked = self.model, row.tokens, row.positions, plan, list(needed)
-        if self.output is None:
-            found = token_logprobs(run(*asked), where, which)
+        made = run(self.model, row.tokens, row.positions, plan, list(needed))
+        if self.output and isinstance(self.output.layer, PackedLinear):
+            found = output_logprobs(self.output.layer, made, where, which)
         else:
-            with self.output.removed():
-                states = run(*asked)
-            found = output_logprobs(self.output.layer, states, where, which)
+            found = token_logprobs(made, where, which)
         values = iter(found.tolist())
         return [tuple(math.fsum(next(values) for _ in range(c.scored)) for c in choices) for choices in batch]
 
