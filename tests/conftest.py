@@ -1,6 +1,7 @@
 """Tiny real checkpoints for the tests, and no network."""
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy  # noqa: F401  (cannot be imported again where a run within a test was the first to do so)
@@ -28,6 +29,16 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads to compute with, for one test."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from pytest_muscle.adapter.heads import token_logits
 from pytest_muscle.adapter.loss import IGNORED, token_loss
 from pytest_muscle.adapter.progress import Step
 from pytest_muscle.errors import MuscleError
+from pytest_muscle.models.local.cores import Threads
 from pytest_muscle.models.quiet import quiet
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ _COMPLETE = "complete"
 # Tokens that go through the student at once; the activations kept for the backward pass are theirs.
 _PART_TOKENS, _PART_WIDTH = 256, 512
 _PART_TOKENS_ELSEWHERE = 16384
+# Parts that go through at the same time on a CPU; each keeps its activations.
+_THREADS = 2
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -52,6 +56,23 @@ class Lesson:
     new: Teacher | CachedMoments | None
     vocabulary: int
     standing: Standing | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What the teachers say of a batch's tokens."""
+
+    old: Any
+    new: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _PartLoss:
+    """Loss and the old teacher's weight, summed over a batch's tokens, and their number."""
+
+    total: Tensor
+    from_old: Tensor
+    tokens: int
 
 
 class AdapterTrainer(Trainer):
@@ -72,6 +93,8 @@ class AdapterTrainer(Trainer):
         self.student = student
         self.lesson = lesson
         self._sums: list[Tensor] = []
+        # Threads would draw from one generator, in an order that is never twice the same.
+        self._draws = arguments.device.type == "cpu" and draws_numbers(student.model)
         model: Any = student.model
         super().__init__(
             model=model,
@@ -96,13 +119,35 @@ class AdapterTrainer(Trainer):
 
         Several processes add up their gradients at every backward pass: these do it once, on the whole.
         """
-        parts = [inputs] if self.args.world_size > 1 else parts_of(inputs, self._part_tokens())
-        losses = []
-        for part in parts:
-            losses.append(super().training_step(model, part, num_items_in_batch))
-            if self.args.device.type == "cpu":
-                _give_memory_back()
-        return torch.stack(losses).sum()
+        if self.args.world_size > 1:
+            return super().training_step(model, inputs, num_items_in_batch)
+        parts = parts_of(inputs, self._part_tokens())
+        if self.args.device.type == "cpu":
+            assert num_items_in_batch is not None
+            return self._side_by_side(model, parts, num_items_in_batch)
+        return torch.stack(
+            [super(AdapterTrainer, self).training_step(model, part, num_items_in_batch) for part in parts]
+        ).sum()
+
+    def _side_by_side(self, model: Any, parts: Sequence[dict[str, Tensor]], tokens: Tensor | int) -> Tensor:
+        """The parts in threads; their gradients are added up in the parts' order, whoever is done first."""
+        model.train()
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+        def gradients(part: Mapping[str, Tensor], said: _Said) -> tuple[_PartLoss, tuple[Tensor | None, ...]]:
+            loss = self._loss_of(model, part, said)
+            return loss, torch.autograd.grad(loss.total / tokens, trained, allow_unused=True)
+
+        tasks = [partial(gradients, part, self._ask_teachers(part)) for part in parts]
+        with Threads(1 if self._draws else min(_THREADS, torch.get_num_threads())) as threads:
+            learnt = threads.run(tasks)
+        for part, (loss, found) in zip(parts, learnt, strict=True):
+            self._note(loss, part)
+            for parameter, gradient in zip(trained, found, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        _give_memory_back()
+        return torch.stack([loss.total.detach() / tokens for loss, _ in learnt]).sum()
 
     def _part_tokens(self) -> int:
         if self.args.device.type != "cpu":
@@ -118,36 +163,50 @@ class AdapterTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of one batch, scaled so that a step's batches on all processes add up to their mean."""
-        total, from_old, tokens = self.batch_loss(model, inputs)
-        if not torch.isfinite(total):
-            places = [self.lesson.examples[index].where for index in inputs["example"].tolist()]
-            raise MuscleError(
-                f"the loss became {total.item()} at step {self.state.global_step + 1}, in the batch of "
-                f"{', '.join(places)}; look at these records, lower learning_rate, or use dtype float32"
-            )
-        self._sums.append(torch.stack([total.detach(), from_old, torch.full_like(from_old, tokens)]))
+        loss = self._loss_of(model, inputs, self._ask_teachers(inputs))
+        self._note(loss, inputs)
         assert num_items_in_batch is not None
-        return total * self.accelerator.num_processes / num_items_in_batch
+        return loss.total * self.accelerator.num_processes / num_items_in_batch
 
-    def batch_loss(self, model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, int]:
-        """Loss and the old teacher's weight, summed over the batch's tokens, and their number."""
+    def _ask_teachers(self, batch: Mapping[str, Tensor]) -> _Said:
         lesson = self.lesson
-        counted = batch["labels"][:, 1:] != IGNORED
+        asked = batch, _counted(batch), lesson.vocabulary
+        return _Said(
+            lesson.old.predict(*asked) if lesson.old and lesson.recipe.uses_old else None,
+            lesson.new.predict(*asked) if lesson.new and lesson.recipe.uses_new else None,
+        )
+
+    def _loss_of(self, model: Any, batch: Mapping[str, Tensor], said: _Said) -> _PartLoss:
+        lesson, counted = self.lesson, _counted(batch)
         # A model that is sharded over devices only shows its output layer inside its own forward pass.
         output = None if self.sharded else self.student.output
         student = token_logits(model, output, batch, counted, lesson.vocabulary)
-        asked = batch, counted, lesson.vocabulary
-        old = lesson.old.predict(*asked) if lesson.old and lesson.recipe.uses_old else None
-        new = lesson.new.predict(*asked) if lesson.new and lesson.recipe.uses_new else None
         texts = torch.arange(len(counted), device=counted.device)[:, None].expand_as(counted)[counted]
         targets = batch["labels"][:, 1:][counted]
         truthful, trusted = batch["truthful"][texts], None
         if lesson.standing is not None:
             trusted = lesson.standing.trusted(lesson.recipe.guard, batch["case"][texts])
         loss = token_loss(
-            student, old, new, targets, lesson.recipe, sequence=texts, truthful=truthful, trusted=trusted
+            student,
+            said.old,
+            said.new,
+            targets,
+            lesson.recipe,
+            sequence=texts,
+            truthful=truthful,
+            trusted=trusted,
         )
-        return loss.total, loss.from_old, len(targets)
+        return _PartLoss(loss.total, loss.from_old, len(targets))
+
+    def _note(self, loss: _PartLoss, batch: Mapping[str, Tensor]) -> None:
+        total, from_old = loss.total.detach(), loss.from_old
+        if not torch.isfinite(total):
+            places = [self.lesson.examples[index].where for index in batch["example"].tolist()]
+            raise MuscleError(
+                f"the loss became {total.item()} at step {self.state.global_step + 1}, in the batch of "
+                f"{', '.join(places)}; look at these records, lower learning_rate, or use dtype float32"
+            )
+        self._sums.append(torch.stack([total, from_old, torch.full_like(from_old, loss.tokens)]))
 
     @torch.no_grad()
     def mean_loss(self, examples: Sequence[Example]) -> float:
@@ -164,8 +223,8 @@ class AdapterTrainer(Trainer):
                 name: tensor.to(self.args.device)
                 for name, tensor in self.lesson.collator(mine[start : start + size]).items()
             }
-            total, _, tokens = self.batch_loss(model, batch)
-            sums += torch.tensor([total.item(), tokens], device=sums.device, dtype=sums.dtype)
+            loss = self._loss_of(model, batch, self._ask_teachers(batch))
+            sums += torch.tensor([loss.total.item(), loss.tokens], device=sums.device, dtype=sums.dtype)
         model.train(training)
         total, tokens = self.accelerator.reduce(sums).tolist()
         return float(total / max(1, tokens))
@@ -213,6 +272,23 @@ class AdapterTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             self.student.load_directory(Path(resume_from_checkpoint))
+
+
+def _counted(batch: Mapping[str, Tensor]) -> Tensor:
+    return batch["labels"][:, 1:] != IGNORED
+
+
+def draws_numbers(model: Any) -> bool:
+    """Whether the model's forward pass in training draws random numbers, as dropout does."""
+    before, training = torch.get_rng_state(), model.training
+    model.train()
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.zeros((1, 2), dtype=torch.long), use_cache=False)
+        return not torch.equal(before, torch.get_rng_state())
+    finally:
+        torch.set_rng_state(before)
+        model.train(training)
 
 
 def parts_of(batch: Mapping[str, Tensor], tokens: int) -> list[dict[str, Tensor]]:

@@ -1,5 +1,7 @@
 """The student begins as the new model, whatever the ranks, and both share one base."""
 
+import threading
+
 import pytest
 import torch
 from conftest import save_tiny_model
@@ -135,6 +137,26 @@ def test_hidden_states_through_the_output_layer_are_the_logits(tmp_path, tied):
     assert fused.states.shape == (5, 16)
     torch.testing.assert_close(fused.rows(slice(None)), plain.rows(slice(None)))
     torch.testing.assert_close(plain.rows(slice(0, 3)), logits(model)[0, [0, 2, 3], :200])
+    assert model.get_output_embeddings() is output.layer
+
+
+def test_the_last_thread_out_puts_the_output_layer_back(tiny_model):
+    model = load(tiny_model)
+    output = find_output_layer(model)
+    inside, leave = threading.Event(), threading.Event()
+
+    def other():
+        with output.removed():
+            inside.set()
+            leave.wait(20)
+
+    thread = threading.Thread(target=other)
+    with output.removed():
+        thread.start()
+        assert inside.wait(20)
+    assert logits(model).shape[-1] == 16
+    leave.set()
+    thread.join()
     assert model.get_output_embeddings() is output.layer
 
 

@@ -18,10 +18,12 @@ from pytest_muscle.adapter import (
     record_judgement,
     train_compatibility_adapter,
     train_task_adapter,
+    trainer,
 )
 from pytest_muscle.adapter.data import encode_cases, read_cases, split_cases
 from pytest_muscle.adapter.progress import Note, Stage, Step, Validated
 from pytest_muscle.adapter.selection import Validation, select_epoch, select_recipe
+from pytest_muscle.adapter.student import build_student
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.golden import GoldenCase
 from pytest_muscle.models.checkpoint import load_tokenizer, resolve_checkpoint
@@ -128,6 +130,39 @@ def test_cached_teachers_teach_what_live_ones_do(tiny_model, tiny_model_b, tmp_p
     assert_same(adapters["cached"], adapters["live"], 1e-4)
     # A long training sees its teachers by their moments.
     assert [len(stages[teacher]) for teacher in ("cached", "live")] == [2 * (epochs == 3), 0]
+
+
+@pytest.mark.parametrize("teacher", ["cached", "live"])
+def test_parts_in_threads_teach_what_they_do_one_after_the_other(
+    tiny_model, tiny_model_b, tmp_path, monkeypatch, set_threads, teacher
+):
+    monkeypatch.setattr(trainer, "_PART_TOKENS", 20)
+    monkeypatch.setattr(trainer, "_PART_WIDTH", 1)
+    busy = set()
+    loss = trainer.token_loss
+
+    def watched(*arguments, **named):
+        busy.add(torch.get_num_threads())
+        return loss(*arguments, **named)
+
+    monkeypatch.setattr(trainer, "token_loss", watched)
+    adapters = []
+    for name, cores, each in (("alone", 1, 1), ("threads", 4, 2), ("again", 4, 2)):
+        set_threads(cores)
+        busy.clear()
+        result = train(tiny_model, tiny_model_b, tmp_path / name, quick(teacher=teacher))
+        adapters.append(weights(result.path))
+        assert each in busy
+    assert_same(adapters[1], adapters[2])
+    assert_same(adapters[0], adapters[1], 1e-4)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_what_is_drawn_is_drawn_in_one_thread(tiny_model, dropout):
+    model = build_student(load(tiny_model), quick(dropout=dropout)).model
+    state = torch.get_rng_state()
+    assert trainer.draws_numbers(model) == (dropout > 0)
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_live_teachers_share_the_base_of_an_adapted_new_model(tiny_model, tiny_model_b, tmp_path):

@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -216,12 +216,9 @@ def test_a_packed_path_that_fails_or_differs_is_not_used(
 
 
 @pytest.fixture
-def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def three_threads(monkeypatch: pytest.MonkeyPatch, set_threads: Callable[[int], None]) -> None:
     monkeypatch.setattr(packing, "_SHORTEST", 32)
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
+    set_threads(3)
 
 
 MANY = [case(i, FEW_SHOT * (i % 3) + f"Question: what of {i}?\nAnswer:") for i in range(40)]

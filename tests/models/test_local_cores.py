@@ -9,12 +9,11 @@ from pytest_muscle.models.local import cores
 
 
 @pytest.fixture
-def four_cores(monkeypatch):
-    before = torch.get_num_threads()
+def four_cores(monkeypatch, set_threads):
+    set_threads(4)
     monkeypatch.setattr(cores, "_ALL", 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    yield monkeypatch
-    torch.set_num_threads(before)
+    return monkeypatch
 
 
 @pytest.mark.parametrize(("workers", "threads"), [("2", 2), ("3", 1), ("9", 1)])
@@ -37,18 +36,18 @@ def test_a_number_that_was_set_and_a_run_without_workers_are_left_alone(four_cor
     assert torch.get_num_threads() == 3
 
 
-def test_tasks_run_at_the_same_time_with_a_thread_each(four_cores):
-    torch.set_num_threads(3)
-    together = threading.Barrier(3, timeout=20)
+def test_tasks_run_at_the_same_time_with_their_part_of_the_cores(four_cores):
+    together = threading.Barrier(2, timeout=20)
 
     def task(number):
         together.wait()
         return number, torch.get_num_threads()
 
-    with cores.Threads(3) as threads:
-        for _ in range(2):
-            assert threads.run([lambda n=n: task(n) for n in range(3)]) == [(0, 1), (1, 1), (2, 1)]
-            assert torch.get_num_threads() == 3
+    for count, each in ((2, 2), (3, 1)):
+        with cores.Threads(count) as threads:
+            for _ in range(2):
+                assert threads.run([lambda n=n: task(n) for n in range(2)]) == [(0, each), (1, each)]
+                assert torch.get_num_threads() == 4
 
 
 def test_one_task_has_all_cores(four_cores):

@@ -140,6 +140,7 @@ def extend(model: PreTrainedModel, prefix: Prefix, tokens: Sequence[int]) -> Pre
 
 @contextmanager
 def planned(model: PreTrainedModel) -> Iterator[None]:
+    """Within, the model's layers attend by the plan that its forward pass is given."""
     config: Any = model.config
     before = config._attn_implementation
     config._attn_implementation = _NAME

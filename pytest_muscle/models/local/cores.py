@@ -29,7 +29,7 @@ def regain_cores() -> None:
 
 
 class Threads:
-    """Some threads, each of which computes alone; a context.
+    """``count`` threads, each of which computes with its part of the cores; a context.
 
     A product that is divided among cores waits for the slowest of them, many times in each layer. Rows that
     are computed apart wait once.
@@ -37,7 +37,8 @@ class Threads:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+        self._cores = max(1, torch.get_num_threads() // count)
+        self._pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(self._cores,))
 
     def __enter__(self) -> Self:
         return self
@@ -51,7 +52,7 @@ class Threads:
             return [tasks[0]()]
         cores = torch.get_num_threads()
         # Some of PyTorch's libraries have one number of threads for the whole process.
-        torch.set_num_threads(1)
+        torch.set_num_threads(self._cores)
         try:
             running = [self._pool.submit(task) for task in tasks]
             wait(running)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,13 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OutputLayer:
     """A linear output layer that is not trained, and where it hangs in the model."""
 
     parent: nn.Module
     name: str
     layer: nn.Linear | PackedLinear
+    _users: int = 0
+    _lock: Lock = field(default_factory=Lock)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -30,12 +33,20 @@ class OutputLayer:
 
     @contextmanager
     def removed(self) -> Iterator[None]:
-        """Within, the model's "logits" are its final hidden states."""
-        setattr(self.parent, self.name, nn.Identity())
+        """Within, the model's "logits" are its final hidden states, in every thread.
+
+        Several threads may be within at a time; the last one out puts the layer back.
+        """
+        with self._lock:
+            self._users += 1
+            setattr(self.parent, self.name, nn.Identity())
         try:
             yield
         finally:
-            setattr(self.parent, self.name, self.layer)
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    setattr(self.parent, self.name, self.layer)
 
 
 def find_output_layer(model: Any) -> OutputLayer | None:
