@@ -380,13 +380,11 @@ class Training:
             return []
         assert isinstance(self.config, CompatibilityConfig)
         texts = self._texts(validation=False)
-        per_step = self.config.batch_size * self.config.gradient_accumulation * self.processes.count
-        steps = self.config.epochs * math.ceil(len(texts) / per_step)
         arguments = training_arguments(
             self.config,
             self.folder.path / "pilots",
             self.processes.device,
-            max_steps=max(1, round(self.config.pilot_share * steps)),
+            max_steps=max(1, round(self.config.pilot_share * self._steps())),
             checkpoints=False,
         )
         done = [Validation(**fields) for fields in self.folder.read("pilots.json") or ()]
@@ -399,6 +397,10 @@ class Training:
             self._remember("pilots.json", [asdict(validation) for validation in done])
         return list(zip(recipes, done, strict=True))
 
+    def _steps(self) -> int:
+        per_step = self.config.batch_size * self.config.gradient_accumulation * self.processes.count
+        return self.config.epochs * math.ceil(len(self._texts(validation=False)) / per_step)
+
     def _train(self, student: Student, lesson: Lesson) -> AdapterTrainer:
         self._emit(Stage(f"training, {lesson.recipe}"))
         student.reset()
@@ -406,6 +408,12 @@ class Training:
         self.epochs = [Validation(**fields) for fields in self.folder.read("epochs.json") or ()]
         after = AfterEpoch(lambda epoch: self._after_epoch(student, trainer, epoch))
         arguments = training_arguments(self.config, steps, self.processes.device)
+        if arguments.get_warmup_steps(self._steps()) >= self._steps():
+            self._note(
+                f"all {self._steps()} steps are warm-up (warmup_steps = {self.config.warmup_steps:g}), which "
+                f"begins at a learning rate of 0 and here never reaches {self.config.learning_rate:g}; "
+                "train longer, or lower warmup_steps"
+            )
         trainer = AdapterTrainer(
             student, lesson, self._texts(validation=False), arguments, self.progress, [after]
         )

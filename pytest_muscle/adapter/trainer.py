@@ -8,7 +8,7 @@ import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from pytest_muscle.adapter.heads import token_logits
 from pytest_muscle.adapter.loss import IGNORED, token_loss
 from pytest_muscle.adapter.progress import Step
 from pytest_muscle.errors import MuscleError
-from pytest_muscle.models.local.cores import Threads
+from pytest_muscle.models.local.cores import Threads, threads_for
 from pytest_muscle.models.quiet import quiet
 
 if TYPE_CHECKING:
@@ -93,8 +93,6 @@ class AdapterTrainer(Trainer):
         self.student = student
         self.lesson = lesson
         self._sums: list[Tensor] = []
-        # Threads would draw from one generator, in an order that is never twice the same.
-        self._draws = arguments.device.type == "cpu" and draws_numbers(student.model)
         model: Any = student.model
         super().__init__(
             model=model,
@@ -122,7 +120,7 @@ class AdapterTrainer(Trainer):
         if self.args.world_size > 1:
             return super().training_step(model, inputs, num_items_in_batch)
         parts = parts_of(inputs, self._part_tokens())
-        if self.args.device.type == "cpu":
+        if self.args.device.type == "cpu" and not self.sharded:
             assert num_items_in_batch is not None
             return self._side_by_side(model, parts, num_items_in_batch)
         return torch.stack(
@@ -136,18 +134,25 @@ class AdapterTrainer(Trainer):
 
         def gradients(part: Mapping[str, Tensor], said: _Said) -> tuple[_PartLoss, tuple[Tensor | None, ...]]:
             loss = self._loss_of(model, part, said)
-            return loss, torch.autograd.grad(loss.total / tokens, trained, allow_unused=True)
+            found = torch.autograd.grad(loss.total / tokens, trained, allow_unused=True)
+            _give_memory_back()
+            return loss, found
 
         tasks = [partial(gradients, part, self._ask_teachers(part)) for part in parts]
-        with Threads(1 if self._draws else min(_THREADS, torch.get_num_threads())) as threads:
+        with Threads(self._at_once) as threads:
             learnt = threads.run(tasks)
         for part, (loss, found) in zip(parts, learnt, strict=True):
             self._note(loss, part)
             for parameter, gradient in zip(trained, found, strict=True):
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-        _give_memory_back()
         return torch.stack([loss.total.detach() / tokens for loss, _ in learnt]).sum()
+
+    @cached_property
+    def _at_once(self) -> int:
+        count = min(_THREADS, threads_for(self.student.model))
+        # Threads would draw from one generator, in an order that is never twice the same.
+        return 1 if count > 1 and draws_numbers(self.student.model) else count
 
     def _part_tokens(self) -> int:
         if self.args.device.type != "cpu":

@@ -280,6 +280,15 @@ def test_too_little_room_for_the_states_is_seen_before(tiny_model, tiny_model_b,
         train(tiny_model, tiny_model_b, tmp_path / "adapter")
 
 
+@pytest.mark.parametrize(("warmup", "steps"), [(0.05, 6), (6.0, 6), (5.0, None), (0.0, None)])
+def test_a_training_that_only_warms_up_is_noted(tiny_model, tiny_model_b, tmp_path, warmup, steps):
+    events = []
+    config = quick(warmup_steps=warmup, epochs=1, batch_size=18 if warmup == 0.05 else 3)
+    train(tiny_model, tiny_model_b, tmp_path / "adapter", config, progress=events.append)
+    notes = [str(event) for event in events if isinstance(event, Note) and "warm-up" in str(event)]
+    assert len(notes) == (steps is not None)
+
+
 def test_long_records_are_counted(tiny_model, tiny_model_b, tmp_path):
     data = [*RECORDS, {"id": "long", "prompt": "customer " * 400, "answer": "late"}]
     events = []

@@ -4,8 +4,14 @@ import threading
 
 import pytest
 import torch
+from conftest import save_tiny_model
 
+from pytest_muscle.models.checkpoint import load_model, resolve_checkpoint
 from pytest_muscle.models.local import cores
+
+
+def load(path):
+    return load_model(resolve_checkpoint(str(path)), device="cpu")
 
 
 @pytest.fixture
@@ -48,6 +54,25 @@ def test_tasks_run_at_the_same_time_with_their_part_of_the_cores(four_cores):
             for _ in range(2):
                 assert threads.run([lambda n=n: task(n) for n in range(2)]) == [(0, each), (1, each)]
                 assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize(
+    ("rope", "rows"),
+    [
+        ({"rope_type": "default", "rope_theta": 10000.0}, 4),
+        ({"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}, 4),
+        ({"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}, 1),
+    ],
+)
+def test_models_that_keep_state_take_one_row_at_a_time(four_cores, tmp_path, rope, rows):
+    model = load(save_tiny_model(tmp_path / "model", seed=1, rope_parameters=rope))
+    assert cores.threads_for(model) == rows
+
+
+def test_code_of_a_checkpoint_takes_one_row_at_a_time(four_cores):
+    own = type("Own", (torch.nn.Identity,), {"__module__": "transformers_modules.some.modeling"})
+    assert cores.threads_for(torch.nn.Sequential(torch.nn.Identity())) == 4
+    assert cores.threads_for(torch.nn.Sequential(own())) == 1
 
 
 def test_one_task_has_all_cores(four_cores):

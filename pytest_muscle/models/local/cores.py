@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from torch import nn
 
 T = TypeVar("T")
 
@@ -28,6 +30,24 @@ def regain_cores() -> None:
     torch.set_num_threads(_ALL)
 
 
+def threads_for(model: nn.Module) -> int:
+    """How many rows may go through a model on this device at the same time.
+
+    As many as there are threads on a CPU; one where a forward pass leaves something in the model, as rotary
+    embeddings do that adapt to the longest text, and as a checkpoint's own code may.
+    """
+    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+    return torch.get_num_threads() if on_cpu and not any(map(_keeps_state, model.modules())) else 1
+
+
+def _keeps_state(module: nn.Module) -> bool:
+    kind: Any = getattr(module, "rope_type", "default")
+    kinds = kind.values() if isinstance(kind, dict) else [kind]
+    # The names are those that transformers itself looks for before it updates the frequencies.
+    adapts = any("dynamic" in str(each) or each == "longrope" for each in kinds)
+    return adapts or type(module).__module__.startswith("transformers_modules.")
+
+
 class Threads:
     """``count`` threads, each of which computes with its part of the cores; a context.
 
@@ -44,7 +64,7 @@ class Threads:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
+        self._pool.shutdown(cancel_futures=True)
 
     def run(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
         """What the tasks return, run at the same time; one task alone has all cores to itself."""

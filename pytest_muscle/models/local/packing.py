@@ -19,7 +19,7 @@ import torch
 
 from pytest_muscle.models.local.attention import Prefix, Segments, extend, planned, run
 from pytest_muscle.models.local.batching import Budget, run_in_batches
-from pytest_muscle.models.local.cores import Threads
+from pytest_muscle.models.local.cores import Threads, threads_for
 from pytest_muscle.models.local.linear import PackedLinear
 from pytest_muscle.models.local.output import OutputLayer, find_output_layer
 from pytest_muscle.models.local.scoring import ScoredBatch, Scores, output_logprobs, token_logprobs
@@ -52,7 +52,7 @@ def score(model: PreTrainedModel, requests: Sequence[Choices], budget: Budget) -
     output = find_output_layer(model)
     # Elsewhere than on a CPU one large product is better than several small ones.
     blockwise = output if output is not None and isinstance(output.layer, PackedLinear) else None
-    with Threads(torch.get_num_threads() if model.device.type == "cpu" else 1) as threads:
+    with Threads(threads_for(model)) as threads:
         walk = _Walk(model, [requests[i] for i in order], [heads[i] for i in order], blockwise, threads)
         for batch in run_in_batches(len(order), budget, walk.take, walk.run):
             yield [(order[item], scores) for item, scores in batch]
