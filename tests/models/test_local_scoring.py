@@ -24,3 +24,23 @@ def test_blocks_give_what_all_logits_at_once_give(positions, bias):
             token_logprobs(layer(states), rows, tokens),
         ):
             torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_long_text_over_a_large_vocabulary_adds_up():
+    torch.manual_seed(3)
+    layer, states = nn.Linear(64, 50_000, bias=False), torch.randn(300, 64)
+    nn.init.normal_(layer.weight, std=3 / 8)
+    rows, tokens = torch.arange(300), torch.randint(0, 50_000, (300,))
+    with torch.inference_mode():
+        logits = states.double() @ layer.weight.double().T
+        expected = float(logits.log_softmax(-1)[rows, tokens].sum())
+        for found in (
+            output_logprobs(PackedLinear(layer), states, rows, tokens),
+            token_logprobs(layer(states), rows, tokens),
+        ):
+            # PyTorch's own log_softmax on a CPU is 1e-3 away.
+            assert float(found.double().sum()) == pytest.approx(expected, abs=2e-4, rel=0)
+        assert token_logprobs(logits.bfloat16(), rows, tokens).dtype == torch.float32
+        doubled = token_logprobs(logits, rows, tokens)
+    assert doubled.dtype == torch.float64
+    assert float(doubled.sum()) == pytest.approx(expected, abs=1e-9, rel=0)

@@ -75,8 +75,8 @@ class _Walk:
         self.target = self.prefix.tokens[: common_length(self.prefix.tokens, self.heads[start])]
         end, used = self._fill(start, tokens)
         # What rows side by side share pays at once, what one row shares with the next batch later.
-        sharer = end - 1 if self.threads.count > 1 else end
-        if start < sharer < len(self.heads):
+        sharer = end - 1 if self.threads.count > 1 and end - start > 1 else end
+        if sharer < len(self.heads):
             shared = common_length(self.heads[start], self.heads[sharer])
             if shared - len(self.target) >= _WORTHWHILE:
                 self.target = self.heads[start][:shared]
