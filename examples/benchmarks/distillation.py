@@ -1,7 +1,7 @@
 """Time a training step of a compatibility adapter against the naive loop, or against TRL's GKD.
 
     python distillation.py OLD NEW GOLDEN.jsonl [--peer naive|trl] [--rounds 5] [--batch 8] [--tokens 64]
-        [--prompt 40]
+        [--prompt 40] [--profile]
 
 ``--peer naive`` is the paper's loss written down plainly: three whole models in memory, all their logits,
 two KL divergences and a mask between them. ``--peer trl`` (``pip install trl datasets``) is the loss of its
@@ -11,7 +11,8 @@ without it. Both sides are processes with models of their own that take their st
 the same adapter to begin with, the same optimiser. Their losses over the first steps must agree, and so must
 the adapter that these make, before anything is timed. Prints medians of CPU and wall seconds, each process's
 peak memory, what the teachers cost once, before the steps, and the floor: the arithmetic that each side's way
-of computing the loss asks for, at the best rate of this machine's matrix products.
+of computing the loss asks for, at the best rate of this machine's matrix products. ``--profile`` adds where
+the time of this package's step goes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from measuring import linear_sizes, matrix_product_rate, print_machine
+from measuring import (
+    linear_sizes,
+    matrix_product_rate,
+    print_machine,
+    print_profile,
+    require_one_thread,
+)
 from torch.nn import functional
 
 from pytest_muscle.adapter.caches import Filling
@@ -284,9 +291,10 @@ def with_adapter(model: Any) -> Any:
 def serve(kind: type[Side], work: Work, pipe: Connection) -> None:
     """A side's process: a step for every request, and at the end what it cost."""
     side = kind(work)
+    answers = {"step": side.step, "adapter": side.adapter, "profile": lambda: print_profile(side.step)}
     pipe.send(side.teaching)
     while request := pipe.recv():
-        pipe.send(side.step() if request == "step" else side.adapter())
+        pipe.send(answers[request]())
     pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, side.operations()))
 
 
@@ -318,7 +326,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=8, help="texts in a step")
     parser.add_argument("--tokens", type=int, default=64, help="tokens in a text")
     parser.add_argument("--prompt", type=int, default=0, help="tokens of a text that do not count")
+    parser.add_argument("--profile", action="store_true", help="say where the time goes")
     options = parser.parse_args(arguments)
+    if options.profile:
+        require_one_thread(parser)
     kind, recipe = PEERS[options.peer]
     sizes = options.batch, options.tokens, options.prompt
     work = Work(options.old, options.new, options.golden, *sizes, recipe)
@@ -329,6 +340,8 @@ def main(arguments: list[str] | None = None) -> None:
         for side in sides.values():
             side.steps.append(side.ask("step"))
     print_machine()
+    if options.profile:
+        sides["pytest-muscle"].ask("profile")
     print_sides(sides, peer)
 
 

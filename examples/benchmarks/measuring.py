@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
@@ -23,6 +24,9 @@ HERE = "pytest-muscle"
 
 # CPU seconds over which a rate is taken.
 _WINDOW = 0.3
+
+# Operations in a profile.
+_SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,24 @@ def matrix_product_rate(sizes: Sequence[int] = (512, 1024), windows: int = 5) ->
                         done += 1
                     best = max(best, done * 2 * size**3 / (time.process_time() - start))
     return best
+
+
+def require_one_thread(parser: argparse.ArgumentParser) -> None:
+    """Refuse to profile several threads: the profiler sees one."""
+    if torch.get_num_threads() > 1:
+        parser.error("--profile looks at one thread: set OMP_NUM_THREADS=1")
+
+
+def print_profile(run: Callable[[], object]) -> None:
+    """Where a run's time goes: the share of each of PyTorch's operations, without what it calls."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        run()
+    spent = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
+    total = sum(spent.values())
+    for name in sorted(spent, key=spent.__getitem__, reverse=True)[:_SHOWN]:
+        print(f"{spent[name] / total:6.1%}  {name}")
 
 
 def linear_sizes(model: nn.Module) -> Iterator[tuple[str, int]]:

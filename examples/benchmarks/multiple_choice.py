@@ -2,13 +2,13 @@
 
     pip install lm-eval
     python multiple_choice.py MODEL GOLDEN.jsonl [--limit N] [--shots K] [--ways W] [--rounds 5]
-        [--batch-sizes 4 8] [--log ROUNDS.jsonl]
+        [--batch-sizes 4 8] [--log ROUNDS.jsonl] [--profile]
 
 The two run in turn, in float32 on the CPU, and choices that differ make the exit status 1.
 ``--shots K`` puts K cases, drawn by seed and answered, before every other one; ``--ways W`` fills the choices
 up to W with those of the next cases. Prints each round, the median CPU seconds, the ratio to the harness at
 its best batch size, the tokens each ran, and the floor: the arithmetic of the tokens that are different, at
-the best rate of this machine's matrix products.
+the best rate of this machine's matrix products. ``--profile`` adds where this package's time goes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from measuring import (
     linear_sizes,
     matrix_product_rate,
     print_machine,
+    print_profile,
     print_table,
+    require_one_thread,
 )
 
 from pytest_muscle.errors import MuscleError
@@ -61,7 +63,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8], help="of lm-evaluation-harness")
     parser.add_argument("--ways", type=int, default=2, help="choices of each case")
     parser.add_argument("--log", type=Path, help="file of rounds to go on with")
+    parser.add_argument("--profile", action="store_true", help="say where the time goes")
     options = parser.parse_args(arguments)
+    if options.profile:
+        require_one_thread(parser)
     try:
         cases = few_shot(multiple_choice_cases(options.golden), options.shots)[: options.limit]
         compare(options, widened(cases, options.ways))
@@ -98,6 +103,8 @@ def compare(options: argparse.Namespace, cases: Sequence[GoldenCase]) -> None:
     reached = statistics.median(r[HERE].cpu for r in rounds)
     peer = next(contestant.tokens for name, contestant in contestants.items() if name != HERE)
     print_floor(model, [encoder.choices(case) for case in cases], reached, peer)
+    if options.profile:
+        print_profile(here)
     sys.exit(not agree)
 
 

@@ -161,6 +161,24 @@ def test_large_runs_at_a_small_scale(script, capsys, arguments, told) -> None:
     assert re.search(told, capsys.readouterr().out)
 
 
+def test_a_profile_names_what_takes_the_time(script, capsys) -> None:
+    measuring = script("measuring.py")
+    matrix = torch.rand(600, 600)
+    measuring["print_profile"](lambda: matrix @ matrix)
+    first = capsys.readouterr().out.splitlines()[0]
+    assert re.fullmatch(r" *\d+\.\d%  aten::mm", first)
+    assert float(first.split("%")[0]) > 50
+
+
+@pytest.mark.parametrize("name", ["multiple_choice.py", "distillation.py"])
+def test_a_profile_of_several_threads_is_refused(script, capsys, set_threads, name) -> None:
+    set_threads(2)
+    models = ["model"] if name == "multiple_choice.py" else ["old", "new"]
+    with pytest.raises(SystemExit):
+        script(name)["main"]([*models, "golden.jsonl", "--profile"])
+    assert "set OMP_NUM_THREADS=1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("prompt", [0, 9])
 def test_both_sides_of_a_training_step_learn_the_same(script, tiny_model, tiny_model_b, tmp_path, prompt):
     golden = tmp_path / "golden.jsonl"

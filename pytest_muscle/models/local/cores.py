@@ -68,8 +68,8 @@ class Threads:
 
     def run(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
         """What the tasks return, run at the same time; one task alone has all cores to itself."""
-        if len(tasks) == 1:
-            return [tasks[0]()]
+        if self.count == 1 or len(tasks) == 1:
+            return [task() for task in tasks]
         cores = torch.get_num_threads()
         # Some of PyTorch's libraries have one number of threads for the whole process.
         torch.set_num_threads(self._cores)
