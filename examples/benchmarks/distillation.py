@@ -88,7 +88,7 @@ class Work:
 
 
 class Side(ABC):
-    """A student and its optimiser; a subclass says how the loss is computed.
+    """A student and its optimiser; a subclass says how it learns.
 
     ``passes`` is how many times in a step states go forward, or their gradients back, through frozen weights:
     those of every token through the layers, those of every token (``all_count``) or of the tokens that count
@@ -120,15 +120,9 @@ class Side(ABC):
     def prepare(self) -> None:
         """Load the models; ``model``, the student with its adapter, must be there afterwards."""
 
-    def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """The mean loss per token of a batch."""
-        raise NotImplementedError
-
+    @abstractmethod
     def learn(self, batch: dict[str, Tensor]) -> float:
-        """Forward and backward; the loss."""
-        loss = self.loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.item()
+        """Forward and backward; the mean loss per token of a batch."""
 
     def trained(self) -> list[torch.nn.Parameter]:
         """The adapter's tensors."""
@@ -208,7 +202,21 @@ class Here(Side):
         return self.trainer.training_step(self.model, batch, num_items_in_batch=tokens).item()
 
 
-class Naive(Side):
+class Peer(Side):
+    """A side that goes back from one loss for the whole batch."""
+
+    @abstractmethod
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """The mean loss per token of a batch."""
+
+    def learn(self, batch: dict[str, Tensor]) -> float:
+        """Forward and backward at once."""
+        loss = self.loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
+
+
+class Naive(Peer):
     """The paper's loss as one writes it down."""
 
     # Both teachers, the student forward and back.
@@ -237,7 +245,7 @@ class Naive(Side):
         return (mask * to_old.sum(-1) + (1 - mask) * to_new.sum(-1))[labels != IGNORED].mean()
 
 
-class Trl(Side):
+class Trl(Peer):
     """TRL's GKD trainer, given the same batches."""
 
     passes = 3

@@ -408,9 +408,10 @@ class Training:
         self.epochs = [Validation(**fields) for fields in self.folder.read("epochs.json") or ()]
         after = AfterEpoch(lambda epoch: self._after_epoch(student, trainer, epoch))
         arguments = training_arguments(self.config, steps, self.processes.device)
-        if arguments.get_warmup_steps(self._steps()) >= self._steps():
+        total = self._steps()
+        if arguments.get_warmup_steps(total) >= total:
             self._note(
-                f"all {self._steps()} steps are warm-up (warmup_steps = {self.config.warmup_steps:g}), which "
+                f"all {total} steps are warm-up (warmup_steps = {self.config.warmup_steps:g}), which "
                 f"begins at a learning rate of 0 and here never reaches {self.config.learning_rate:g}; "
                 "train longer, or lower warmup_steps"
             )

@@ -71,7 +71,7 @@ class _Walk:
     target: tuple[int, ...] = ()
 
     def take(self, start: int, tokens: int) -> tuple[int, int]:
-        """Where the row that begins at ``start`` ends, and its tokens; settles the prefix it stands on."""
+        """Where the batch that begins at ``start`` ends, and its tokens; settles the prefix it stands on."""
         self.target = self.prefix.tokens[: common_length(self.prefix.tokens, self.heads[start])]
         end, used = self._fill(start, tokens)
         # What rows side by side share pays at once, what one row shares with the next batch later.
@@ -130,6 +130,7 @@ class _Walk:
             done += new
         return list(pairwise([*ends, end]))
 
+    # Again, because it holds for one thread.
     @torch.inference_mode()
     def _row(self, batch: Sequence[Choices]) -> list[Scores]:
         row, needed, targets = Row(len(self.prefix.tokens)), dict[int, int](), list[tuple[int, int]]()
