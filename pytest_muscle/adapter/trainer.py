@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
+import math
 import shutil
 import time
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from pytest_muscle.adapter.data import LengthGroupedSampler
+from pytest_muscle.adapter.gradients import Gradients
 from pytest_muscle.adapter.heads import token_logits
 from pytest_muscle.adapter.loss import IGNORED, token_loss
 from pytest_muscle.adapter.progress import Step
@@ -74,6 +74,10 @@ class _PartLoss:
     from_old: Tensor
     tokens: int
 
+    def figures(self) -> Tensor:
+        """All three, [3], without the graph."""
+        return torch.stack([self.total.detach(), self.from_old, torch.full_like(self.from_old, self.tokens)])
+
 
 class AdapterTrainer(Trainer):
     """A Trainer whose loss is the compatibility loss, per token over a whole step and all processes.
@@ -92,7 +96,7 @@ class AdapterTrainer(Trainer):
     ) -> None:
         self.student = student
         self.lesson = lesson
-        self._sums: list[Tensor] = []
+        self._sums: list[tuple[float, float, float]] = []
         model: Any = student.model
         super().__init__(
             model=model,
@@ -128,25 +132,31 @@ class AdapterTrainer(Trainer):
         ).sum()
 
     def _side_by_side(self, model: Any, parts: Sequence[dict[str, Tensor]], tokens: Tensor | int) -> Tensor:
-        """The parts in threads; their gradients are added up in the parts' order, whoever is done first."""
+        """The parts in threads, dealt out in turn: sums do not depend on which thread is faster."""
         model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-        def gradients(part: Mapping[str, Tensor], said: _Said) -> tuple[_PartLoss, tuple[Tensor | None, ...]]:
-            loss = self._loss_of(model, part, said)
-            found = torch.autograd.grad(loss.total / tokens, trained, allow_unused=True)
-            _give_memory_back()
-            return loss, found
+        def learn(gradients: Gradients, asked: Sequence[tuple[dict[str, Tensor], _Said]]) -> list[Tensor]:
+            figures = []
+            for part, said in asked:
+                loss = self._loss_of(model, part, said)
+                gradients.add_from(loss.total / tokens)
+                figures.append(loss.figures())
+            return figures
 
-        tasks = [partial(gradients, part, self._ask_teachers(part)) for part in parts]
-        with Threads(self._at_once) as threads:
-            learnt = threads.run(tasks)
-        for part, (loss, found) in zip(parts, learnt, strict=True):
-            self._note(loss, part)
-            for parameter, gradient in zip(trained, found, strict=True):
-                if gradient is not None:
-                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-        return torch.stack([loss.total.detach() / tokens for loss, _ in learnt]).sum()
+        asked = [(part, self._ask_teachers(part)) for part in parts]
+        with Threads(min(self._at_once, len(parts))) as threads:
+            dealt = [asked[first :: threads.count] for first in range(threads.count)]
+            # Made here, as what lives on among a part's activations keeps the heap in pieces.
+            gradients = [Gradients(trained) for _ in dealt]
+            learnt = threads.run([partial(learn, *each) for each in zip(gradients, dealt, strict=True)])
+        for more in gradients[1:]:
+            gradients[0].add(more)
+        gradients[0].hand_over()
+        for some, figures in zip(dealt, learnt, strict=True):
+            for (part, _), each in zip(some, figures, strict=True):
+                self._note(each, part)
+        return torch.stack([each[0] for figures in learnt for each in figures]).sum() / tokens
 
     @cached_property
     def _at_once(self) -> int:
@@ -169,7 +179,7 @@ class AdapterTrainer(Trainer):
     ) -> Any:
         """The loss of one batch, scaled so that a step's batches on all processes add up to their mean."""
         loss = self._loss_of(model, inputs, self._ask_teachers(inputs))
-        self._note(loss, inputs)
+        self._note(loss.figures(), inputs)
         assert num_items_in_batch is not None
         return loss.total * self.accelerator.num_processes / num_items_in_batch
 
@@ -203,15 +213,15 @@ class AdapterTrainer(Trainer):
         )
         return _PartLoss(loss.total, loss.from_old, len(targets))
 
-    def _note(self, loss: _PartLoss, batch: Mapping[str, Tensor]) -> None:
-        total, from_old = loss.total.detach(), loss.from_old
-        if not torch.isfinite(total):
+    def _note(self, figures: Tensor, batch: Mapping[str, Tensor]) -> None:
+        total, from_old, tokens = figures.tolist()
+        if not math.isfinite(total):
             places = [self.lesson.examples[index].where for index in batch["example"].tolist()]
             raise MuscleError(
-                f"the loss became {total.item()} at step {self.state.global_step + 1}, in the batch of "
+                f"the loss became {total} at step {self.state.global_step + 1}, in the batch of "
                 f"{', '.join(places)}; look at these records, lower learning_rate, or use dtype float32"
             )
-        self._sums.append(torch.stack([total, from_old, torch.full_like(from_old, loss.tokens)]))
+        self._sums.append((total, from_old, tokens))
 
     @torch.no_grad()
     def mean_loss(self, examples: Sequence[Example]) -> float:
@@ -236,9 +246,9 @@ class AdapterTrainer(Trainer):
 
     def take_sums(self) -> tuple[float, float]:
         """Mean loss and old teacher's weight per token since the last call, over all processes."""
-        sums: Any = self.accelerator.reduce(torch.stack(self._sums).sum(0))
+        mine = torch.tensor(self._sums, device=self.args.device, dtype=torch.float64).sum(0)
         self._sums.clear()
-        total, from_old, tokens = sums.tolist()
+        total, from_old, tokens = self.accelerator.reduce(mine).tolist()
         return total / tokens, from_old / tokens
 
     @property
@@ -311,12 +321,6 @@ def parts_of(batch: Mapping[str, Tensor], tokens: int) -> list[dict[str, Tensor]
 def _rows(batch: Mapping[str, Tensor], rows: list[int], length: int) -> dict[str, Tensor]:
     chosen = {name: tensor[rows] for name, tensor in batch.items()}
     return {name: tensor[:, :length] if tensor.dim() > 1 else tensor for name, tensor in chosen.items()}
-
-
-def _give_memory_back() -> None:
-    """Return what was freed to the system: glibc keeps it, in pieces that fit the next step badly."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class _Report(TrainerCallback):
