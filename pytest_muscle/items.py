@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,19 +81,22 @@ class CaseItem(MuscleItem):
         self.outcome: Outcome = comparison.outcomes[self.case.key]
         self.user_properties += properties(self.result, self.outcome)
         if self.outcome.verdict == "error":
-            from pytest_muscle.reports.explain import explain
-
-            pytest.fail(logged(explain(self.result, self.outcome)), pytrace=False)
+            pytest.fail(self._story(), pytrace=False)
 
     def runtest(self) -> None:
         """Fail on a flip, unless a budget or the accepted list bears it."""
         verdict = self.outcome.verdict
         if verdict == "failed":
-            from pytest_muscle.reports.explain import explain
-
-            raise RegressionError(logged(explain(self.result, self.outcome)))
+            raise RegressionError(self._story())
         if verdict in ("tolerated", "accepted"):
             raise pytest.xfail.Exception(self.outcome.reason)
+
+    def _story(self) -> str:
+        from pytest_muscle.reports.explain import WIDEST, explain
+
+        # Nobody knows how wide the page is that a CI's log is read on.
+        width = shutil.get_terminal_size((WIDEST, 24)).columns
+        return logged(explain(self.result, self.outcome, width))
 
     def reportinfo(self) -> tuple[Path, int, str]:
         """Point at the record in the golden dataset."""

@@ -10,7 +10,12 @@ from pytest_muscle.golden import GoldenCase
 from pytest_muscle.models import Response
 from pytest_muscle.reports.text import difference, one_line, plain
 
+# Longer lines are hard to read, however wide the terminal is.
+WIDEST = 110
+
+_NARROWEST = 40
 _MARGIN = 10
+_INDENT = " " * _MARGIN
 
 
 def headline(result: CaseResult, decided: Outcome) -> str:
@@ -31,11 +36,13 @@ def change(result: CaseResult) -> str:
     return f"{old} -> {new} (truth {truth(case)})"
 
 
-def explain(result: CaseResult, decided: Outcome) -> str:
-    """Return the whole story of a case: prompt, truth, both answers, and where they differ."""
+def explain(result: CaseResult, decided: Outcome, width: int = WIDEST) -> str:
+    """Return the whole story of a case: prompt, truth, both answers, and where they differ.
+
+    The first line is the headline; the others are at most ``width`` columns wide.
+    """
     case = result.case
-    lines = [headline(result, decided), ""]
-    lines += _field("prompt", request(case))
+    lines = _field("prompt", request(case))
     lines += _field("truth", truth(case))
     if case.choices:
         lines += _choices(result)
@@ -45,7 +52,8 @@ def explain(result: CaseResult, decided: Outcome) -> str:
         if result.old and result.new and result.old.text and result.new.text:
             marked = difference(result.old.text, result.new.text)
             lines += _field("changed", marked) if marked else []
-    return "\n".join(lines)
+    wrapped = (piece for line in lines for piece in _wrapped(line, min(width, WIDEST)))
+    return "\n".join([headline(result, decided), "", *wrapped])
 
 
 def request(case: GoldenCase) -> str:
@@ -109,9 +117,9 @@ def _value(response: Response | None, i: int, answer: str | int | None) -> str:
 
 def _field(name: str, text: str) -> list[str]:
     first, *rest = text.split("\n") or [""]
-    margin = " " * _MARGIN
-    lines = [f"{name:<{_MARGIN}}{first}", *(margin + line for line in rest)]
-    wrapped = []
-    for line in lines:
-        wrapped += textwrap.wrap(line, 110, subsequent_indent=margin, break_on_hyphens=False) or [""]
-    return wrapped
+    return [f"{name:<{_MARGIN}}{first}", *(_INDENT + line for line in rest)]
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    pieces = textwrap.wrap(line, max(width, _NARROWEST), subsequent_indent=_INDENT, break_on_hyphens=False)
+    return pieces or [""]

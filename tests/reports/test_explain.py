@@ -130,6 +130,18 @@ def test_an_unjudged_case_says_why():
     assert "old       not judged: no response to this case" in explain(missing, decided(missing))
 
 
+@pytest.mark.parametrize(("asked", "most"), [(80, 80), (60, 60), (300, 110), (5, 40)])
+def test_no_line_is_wider_than_the_terminal(asked, most):
+    words = "word " * 100
+    judged = exact(f"4 {words}", f"5 {words}", prompt=words)
+    first, blank, *lines = explain(judged, decided(judged), asked).splitlines()
+    assert first.startswith("negative flip")
+    assert not blank
+    assert max(map(len, lines)) in range(most - len("word "), most + 1)
+    assert {line[:10].strip() for line in lines} == {"", "prompt", "truth", "old", "new", "changed"}
+    assert explain(judged, decided(judged), asked).count("word") == 4 * 100
+
+
 def test_a_megabyte_is_cut():
     story = explain(exact("4 " + "x " * 500_000, "5 " + "y" * 1_000_000, prompt="p" * 1_000_000), FAILED)
     assert len(story) < 12_000
