@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,11 +91,9 @@ class CaseItem(MuscleItem):
             raise pytest.xfail.Exception(self.outcome.reason)
 
     def _story(self) -> str:
-        from pytest_muscle.reports.explain import WIDEST, explain
+        from pytest_muscle.reports.explain import explain
 
-        # Nobody knows how wide the page is that a CI's log is read on.
-        width = shutil.get_terminal_size((WIDEST, 24)).columns
-        return logged(explain(self.result, self.outcome, width))
+        return logged(explain(self.result, self.outcome, self.muscle.width))
 
     def reportinfo(self) -> tuple[Path, int, str]:
         """Point at the record in the golden dataset."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ class MusclePlugin:
     """The hooks of a run that compares two models."""
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        from pytest_muscle.reports.explain import WIDEST
         from pytest_muscle.session import Session
 
         self.config = config
@@ -35,6 +37,8 @@ class MusclePlugin:
         worker = getattr(config, "workerinput", None)
         self.is_worker = worker is not None
         self.is_bare = worker["muscle_bare"] if worker else config.args_source.name != "ARGS"
+        # Before output is captured: then the terminal cannot be asked.
+        self.width = worker["muscle_width"] if worker else shutil.get_terminal_size((WIDEST, 24)).columns
         run_id, workers = (worker["testrunuid"], worker["workercount"]) if worker else ("", 1)
         self.session: Session = Session(settings, run_id, self._progress, self._training, workers)
         self._rerun: set[str] = set()
@@ -157,6 +161,7 @@ class MusclePlugin:
     def pytest_configure_node(self, node: Any) -> None:
         """Tell an xdist worker what it cannot see."""
         node.workerinput["muscle_bare"] = self.is_bare
+        node.workerinput["muscle_width"] = self.width
         self.session.run_id = node.workerinput["testrunuid"]
 
     @pytest.hookimpl(optionalhook=True)

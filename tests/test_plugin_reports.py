@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -95,6 +99,38 @@ def test_run_leaves_every_report(
     told_github = [line.partition(",title")[0] for line in run.outlines if line.startswith("::")]
     assert told_github == [f"::notice file=golden.jsonl,line={line}" for line in (3, 4)]
     assert (project.path / "summary.md").read_text("utf-8").count("## pytest-muscle: ✅ passed") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals")
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "xdist"])
+def test_a_failure_is_as_wide_as_the_terminal(project: Project, workers: tuple[str, ...]) -> None:
+    project.write("golden.jsonl", [{"id": "c2", "prompt": "word " * 100, "answer": "yes"}])
+    shown = in_terminal([sys.executable, "-m", "pytest", *workers], project.path, columns=60)
+    lines = [line.rstrip() for line in shown.splitlines() if "word word" in line]
+    assert sum(line.count("word") for line in lines) == 100
+    assert max(map(len, lines)) in range(55, 61)
+
+
+def in_terminal(command: list[str], folder: Path, columns: int) -> str:
+    """What a command prints that finds itself on a terminal."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    with subprocess.Popen(command, cwd=folder, stdout=theirs, stderr=theirs, env=environment) as running:
+        os.close(theirs)
+        chunks = []
+        # Linux ends a terminal that nobody holds any more with an error.
+        with suppress(OSError):
+            while chunk := os.read(ours, 65536):
+                chunks.append(chunk)
+    os.close(ours)
+    assert running.returncode == 1
+    return b"".join(chunks).decode()
 
 
 def test_accepting_makes_todays_flips_expected(project: Project) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -17,6 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from pytest_muscle.adapter.data import LengthGroupedSampler
 from pytest_muscle.adapter.gradients import Gradients
 from pytest_muscle.adapter.heads import token_logits
+from pytest_muscle.adapter.logits import widest
 from pytest_muscle.adapter.loss import IGNORED, token_loss
 from pytest_muscle.adapter.progress import Step
 from pytest_muscle.errors import MuscleError
@@ -66,6 +67,10 @@ class _Said:
     new: Any
 
 
+# Summed loss, the old teacher's summed weight, tokens.
+_Figures: TypeAlias = tuple[float, float, int]
+
+
 @dataclass(frozen=True, slots=True)
 class _PartLoss:
     """Loss and the old teacher's weight, summed over a batch's tokens, and their number."""
@@ -74,9 +79,9 @@ class _PartLoss:
     from_old: Tensor
     tokens: int
 
-    def figures(self) -> Tensor:
-        """All three, [3], without the graph."""
-        return torch.stack([self.total.detach(), self.from_old, torch.full_like(self.from_old, self.tokens)])
+    def figures(self) -> _Figures:
+        """As numbers, without the graph."""
+        return self.total.item(), self.from_old.item(), self.tokens
 
 
 class AdapterTrainer(Trainer):
@@ -96,7 +101,7 @@ class AdapterTrainer(Trainer):
     ) -> None:
         self.student = student
         self.lesson = lesson
-        self._sums: list[tuple[float, float, float]] = []
+        self._figures: list[_Figures] = []
         model: Any = student.model
         super().__init__(
             model=model,
@@ -136,27 +141,29 @@ class AdapterTrainer(Trainer):
         model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-        def learn(gradients: Gradients, asked: Sequence[tuple[dict[str, Tensor], _Said]]) -> list[Tensor]:
-            figures = []
-            for part, said in asked:
-                loss = self._loss_of(model, part, said)
-                gradients.add_from(loss.total / tokens)
-                figures.append(loss.figures())
-            return figures
+        def learn(gradients: Gradients, part: dict[str, Tensor], said: _Said) -> _Figures:
+            loss = self._loss_of(model, part, said)
+            gradients.add_from(loss.total / tokens)
+            return loss.figures()
+
+        def learn_all(
+            gradients: Gradients, dealt: Sequence[tuple[dict[str, Tensor], _Said]]
+        ) -> list[_Figures]:
+            return [learn(gradients, *each) for each in dealt]
 
         asked = [(part, self._ask_teachers(part)) for part in parts]
         with Threads(min(self._at_once, len(parts))) as threads:
-            dealt = [asked[first :: threads.count] for first in range(threads.count)]
-            # Made here, as what lives on among a part's activations keeps the heap in pieces.
-            gradients = [Gradients(trained) for _ in dealt]
-            learnt = threads.run([partial(learn, *each) for each in zip(gradients, dealt, strict=True)])
-        for more in gradients[1:]:
-            gradients[0].add(more)
-        gradients[0].hand_over()
-        for some, figures in zip(dealt, learnt, strict=True):
-            for (part, _), each in zip(some, figures, strict=True):
-                self._note(each, part)
-        return torch.stack([each[0] for figures in learnt for each in figures]).sum() / tokens
+            # Made before the activations: see their module.
+            sums = [Gradients(trained) for _ in range(threads.count)]
+            tasks = [partial(learn_all, each, asked[i :: threads.count]) for i, each in enumerate(sums)]
+            learnt = threads.run(tasks)
+        figures = [learnt[i % threads.count][i // threads.count] for i in range(len(parts))]
+        for each, part in zip(figures, parts, strict=True):
+            self._note(each, part)
+        for more in sums[1:]:
+            sums[0].add(more)
+        sums[0].hand_over()
+        return torch.tensor(math.fsum(total for total, *_ in figures) / int(tokens))
 
     @cached_property
     def _at_once(self) -> int:
@@ -213,15 +220,15 @@ class AdapterTrainer(Trainer):
         )
         return _PartLoss(loss.total, loss.from_old, len(targets))
 
-    def _note(self, figures: Tensor, batch: Mapping[str, Tensor]) -> None:
-        total, from_old, tokens = figures.tolist()
+    def _note(self, figures: _Figures, batch: Mapping[str, Tensor]) -> None:
+        total, *_ = figures
         if not math.isfinite(total):
             places = [self.lesson.examples[index].where for index in batch["example"].tolist()]
             raise MuscleError(
                 f"the loss became {total} at step {self.state.global_step + 1}, in the batch of "
                 f"{', '.join(places)}; look at these records, lower learning_rate, or use dtype float32"
             )
-        self._sums.append((total, from_old, tokens))
+        self._figures.append(figures)
 
     @torch.no_grad()
     def mean_loss(self, examples: Sequence[Example]) -> float:
@@ -232,24 +239,29 @@ class AdapterTrainer(Trainer):
         size = self.args.per_device_train_batch_size
         ordered = sorted(examples, key=lambda example: len(example.tokens))
         mine = ordered if self.sharded else ordered[self.args.process_index :: self.args.world_size]
-        sums = torch.zeros(2, device=self.args.device, dtype=torch.float64)
+        figures = []
         for start in range(0, len(mine), size):
             batch = {
                 name: tensor.to(self.args.device)
                 for name, tensor in self.lesson.collator(mine[start : start + size]).items()
             }
-            loss = self._loss_of(model, batch, self._ask_teachers(batch))
-            sums += torch.tensor([loss.total.item(), loss.tokens], device=sums.device, dtype=sums.dtype)
+            figures.append(self._loss_of(model, batch, self._ask_teachers(batch)).figures())
         model.train(training)
-        total, tokens = self.accelerator.reduce(sums).tolist()
-        return float(total / max(1, tokens))
+        total, _, tokens = self._over_processes(figures)
+        return total / max(1, tokens)
 
     def take_sums(self) -> tuple[float, float]:
         """Mean loss and old teacher's weight per token since the last call, over all processes."""
-        mine = torch.tensor(self._sums, device=self.args.device, dtype=torch.float64).sum(0)
-        self._sums.clear()
-        total, from_old, tokens = self.accelerator.reduce(mine).tolist()
+        total, from_old, tokens = self._over_processes(self._figures)
+        self._figures.clear()
         return total / tokens, from_old / tokens
+
+    def _over_processes(self, figures: Sequence[_Figures]) -> _Figures:
+        sums = [math.fsum(column) for column in zip((0.0, 0.0, 0), *figures, strict=True)]
+        device = self.args.device
+        reduced: Any = self.accelerator.reduce(torch.tensor(sums, device=device, dtype=widest(device)))
+        total, from_old, tokens = reduced.tolist()
+        return total, from_old, round(tokens)
 
     @property
     def sharded(self) -> bool:

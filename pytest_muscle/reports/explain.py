@@ -39,7 +39,7 @@ def change(result: CaseResult) -> str:
 def explain(result: CaseResult, decided: Outcome, width: int = WIDEST) -> str:
     """Return the whole story of a case: prompt, truth, both answers, and where they differ.
 
-    The first line is the headline; the others are at most ``width`` columns wide.
+    The first line is the headline; the others have at most ``width`` characters.
     """
     case = result.case
     lines = _field("prompt", request(case))

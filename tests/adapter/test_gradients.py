@@ -49,9 +49,11 @@ def test_gradients_accumulate_over_steps() -> None:
     assert all(other.grad is None for other in some[1:])
 
 
-def test_a_parameter_gets_a_gradient_of_its_own_type() -> None:
+def test_a_parameter_gets_a_gradient_as_exact_as_itself() -> None:
     some = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, dtype=torch.float64))]
     gradients = Gradients(some)
-    gradients.add_from((some[0] * some[1]).sum())
+    factor = 1 + 1e-12
+    gradients.add_from((some[0] * some[1] * factor).sum())
     gradients.hand_over()
     assert [parameter.grad.dtype for parameter in some] == [torch.float32, torch.float64]
+    assert some[1].grad.tolist() == [factor] * 2
