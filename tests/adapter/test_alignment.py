@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
-from conftest import CHAT_TEMPLATE, LINES
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from tiny import CHAT_TEMPLATE, LINES
 from tongues import KINDS, reader
 
 from pytest_muscle.adapter.config import CompatibilityConfig

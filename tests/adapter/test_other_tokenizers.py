@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import save_tiny_model
 from safetensors.torch import load_file
 from small import quick, records
+from tiny import save_tiny_model
 from tongues import tokenizer
 
 from pytest_muscle.adapter import Recipe, train_compatibility_adapter

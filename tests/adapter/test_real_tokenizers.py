@@ -12,10 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from conftest import LINES
 from small import quick, records
 from test_alignment import check, encoded
 from test_other_tokenizers import save_model
+from tiny import LINES
 from transformers import AutoTokenizer, LlamaTokenizer
 
 from pytest_muscle.adapter import Recipe, train_compatibility_adapter

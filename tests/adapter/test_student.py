@@ -4,9 +4,9 @@ import threading
 
 import pytest
 import torch
-from conftest import save_tiny_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from small import load, quick
+from tiny import save_tiny_model
 
 from pytest_muscle.adapter.heads import token_logits
 from pytest_muscle.adapter.student import build_student

@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
-from conftest import save_tiny_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from small import load, quick, records
+from tiny import save_tiny_model
 
 from pytest_muscle import compare
 from pytest_muscle.adapter import (

@@ -1,7 +1,7 @@
 """What bytes the tokens of each kind of tokenizer stand for."""
 
 import pytest
-from conftest import LINES
+from tiny import LINES
 from tokenizers import Tokenizer, models
 from tongues import KINDS, SPECIAL, tokenizer, vocabulary
 from transformers import PreTrainedTokenizerFast

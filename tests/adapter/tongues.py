@@ -3,7 +3,7 @@
 import json
 from functools import cache
 
-from conftest import CHAT_TEMPLATE, LINES
+from tiny import CHAT_TEMPLATE, LINES
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 

@@ -10,7 +10,7 @@ from threading import get_ident
 
 import pytest
 import torch
-from conftest import save_other_model, save_tiny_model
+from tiny import save_other_model, save_tiny_model
 
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.golden import GoldenCase

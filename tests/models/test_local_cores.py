@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from conftest import save_tiny_model
+from tiny import save_tiny_model
 
 from pytest_muscle.models.checkpoint import load_model, resolve_checkpoint
 from pytest_muscle.models.local import cores

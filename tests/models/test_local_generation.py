@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_other_model, save_tiny_model
+from tiny import save_other_model, save_tiny_model
 
 from pytest_muscle.golden import GoldenCase
 from pytest_muscle.models import ModelOptions, Response, open_model

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny_model
 from scipy import stats
+from tiny import save_tiny_model
 
 from pytest_muscle.golden import GoldenCase
 from pytest_muscle.models import ModelOptions, open_model
