@@ -7,7 +7,10 @@ import os
 import platform
 import statistics
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
@@ -16,7 +19,6 @@ from torch import nn
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
 T = TypeVar("T")
 
@@ -72,19 +74,25 @@ class Contestant(Generic[T]):
 
 
 def interleaved(
-    rounds: int, contestants: Mapping[str, Contestant[T]], log: Path | None = None
+    rounds: int,
+    contestants: Mapping[str, Contestant[T]],
+    check: Callable[[], None],
+    log: Path | None = None,
 ) -> list[Round]:
     """The rounds, all contestants of a round one after the other; each is printed as it is done.
 
-    With a ``log`` the rounds are added to that file (one JSON object a line), and those that it holds already
-    come first, so that a measurement can be made in parts.
+    ``check`` looks at the answers of the first round before it counts, and leaves where they differ. With a
+    ``log`` the rounds are added to that file (one JSON object a line), and those that it holds already come
+    first, so that a measurement can be made in parts.
     """
     done: list[Round] = []
     if log and log.exists():
         lines = log.read_text(encoding="utf-8").splitlines()
         done = [{name: Run(**run) for name, run in json.loads(line).items()} for line in lines]
-    for _ in range(rounds):
+    for number in range(rounds):
         this = {name: contestant.timed() for name, contestant in contestants.items()}
+        if not number:
+            check()
         done.append(this)
         print(f"round {len(done)}: {ratios(this)}; load {os.getloadavg()[0]:.1f}", flush=True)
         if log:
@@ -124,12 +132,17 @@ def print_table(rounds: Sequence[Round], contestants: Mapping[str, Contestant[T]
 
 def print_machine() -> None:
     """The machine and the versions that the figures belong to."""
-    import transformers
-
+    with suppress(OSError):
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+        print(*{name.partition(": ")[2] for name in names}, sep=", ", end="; ")
     print(
-        f"{platform.machine()}, {torch.get_num_threads()} threads; Python {platform.python_version()}, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}"
+        f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     )
+    versions = [f"Python {platform.python_version()}"]
+    for package in ("torch", "transformers", "lm-eval", "trl"):
+        with suppress(metadata.PackageNotFoundError):
+            versions.append(f"{package} {metadata.version(package)}")
+    print(", ".join(versions))
 
 
 def matrix_product_rate(sizes: Sequence[int] = (512, 1024), windows: int = 5) -> float:

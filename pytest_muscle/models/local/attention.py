@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 States = dict[int, tuple[torch.Tensor, torch.Tensor]]
 """Layer -> keys and values [1, key-value heads, tokens, head size]."""
 
+# The tokens of a prefix that are run at once: masks grow with their square.
+_PIECE = 1024
+
 _NAME = "pytest_muscle_plan"
 _FOREIGN = ("sliding_window", "softcap", "s_aux", "position_bias", "head_mask")
 
@@ -129,8 +132,12 @@ def run(
 
 def extend(model: PreTrainedModel, prefix: Prefix, tokens: Sequence[int]) -> Prefix:
     """Run tokens behind a prefix and make them part of it."""
-    if not tokens:
-        return prefix
+    for start in range(0, len(tokens), _PIECE):
+        prefix = _extended(model, prefix, tokens[start : start + _PIECE])
+    return prefix
+
+
+def _extended(model: PreTrainedModel, prefix: Prefix, tokens: Sequence[int]) -> Prefix:
     size, depth = len(tokens), len(prefix.tokens)
     hidden = torch.ones((size, size), dtype=torch.bool).triu(1)
     plan = Segments(prefix, [Segment(0, size, None, hidden)], keep=True)

@@ -9,28 +9,32 @@ import torch
 
 from pytest_muscle.models.local import packing, scoring
 from pytest_muscle.models.local.batching import Budget
+from pytest_muscle.models.local.encoding import Choices, Continuation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from transformers import PreTrainedModel
 
-    from pytest_muscle.models.local.encoding import Choices
     from pytest_muscle.models.local.scoring import ScoredBatch
+
+# Enough context for a prefix of its own, and a budget that invented requests never reach.
+_PROBED, _AMPLE = 40, 4096
 
 
 def score(model: PreTrainedModel, requests: Sequence[Choices], budget: Budget) -> Iterator[ScoredBatch]:
     """Yield ``(index of the request, log-likelihood of each choice in nats)`` batch by batch.
 
     Whether the model can be run on packed tries (attention windows, recurrent layers and code of its own
-    may prevent it) is found out by comparing both paths on the longest request, which is in the first batch.
+    may prevent it) is found out by comparing both paths: on the longest request, which is in the first batch,
+    and on two short ones that share a row and a prefix.
     """
     if not requests:
         return
     try:
         batches = packing.score(model, requests, budget)
         first = next(batches)
-        suits = _agrees(model, requests, first)
+        suits = _agrees(model, requests, first) and _keeps_apart(model, requests)
     except Exception:  # A model without such attention may fail in any way.
         suits = False
     if not suits:
@@ -47,6 +51,35 @@ def _agrees(model: PreTrainedModel, requests: Sequence[Choices], batch: ScoredBa
     ((_, plain),) = next(scoring.score(model, [last], Budget(1)))
     noise = torch.finfo(model.dtype).eps ** 0.5 * last[0].scored
     return found is None or plain is None or _close(found[-1], plain[0], noise)
+
+
+def _keeps_apart(model: PreTrainedModel, requests: Sequence[Choices]) -> bool:
+    """Whether requests in a row, their choices and what they stand on are as if each choice came alone.
+
+    The longest request does not show it: it is the first one of its row, and choices of one token are no
+    branches.
+    """
+    longest = max(requests, key=packing.length)[0].tokens
+    context = longest[: max(1, min(_PROBED, len(longest) - 4))]
+    # Invented, with tokens that every vocabulary has.
+    probes = [
+        _invented(context, (0, 1), (1, 2)),
+        _invented((*context[:-4], 3, 2, 1, 0)[: len(context)], (2, 3), (3, 0)),
+    ]
+    plain = _found(scoring.score(model, probes, Budget(_AMPLE)))
+    noise = torch.finfo(model.dtype).eps ** 0.5 * 2
+    # In one row, and then one by one behind the prefix.
+    packed = [_found(packing.score(model, probes, Budget(budget))) for budget in (_AMPLE, 1)]
+    return all(_close(a, b, noise) for each in packed for a, b in zip(each, plain, strict=True))
+
+
+def _found(batches: Iterator[ScoredBatch]) -> list[float]:
+    found = sorted(pair for batch in batches for pair in batch)
+    return [value for _, values in found for value in values or (math.inf,)]
+
+
+def _invented(context: tuple[int, ...], *choices: tuple[int, ...]) -> Choices:
+    return tuple(Continuation((*context, *choice), len(choice)) for choice in choices)
 
 
 def _close(a: float, b: float, tolerance: float) -> bool:
