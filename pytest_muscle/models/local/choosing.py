@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_muscle.models.local.scoring import ScoredBatch
 
 # Enough context for a prefix of its own, and a budget that invented requests never reach.
-_PROBED, _AMPLE = 40, 4096
+_PROBED, _AMPLE = 36, 4096
 
 
 def score(model: PreTrainedModel, requests: Sequence[Choices], budget: Budget) -> Iterator[ScoredBatch]:
@@ -66,16 +66,17 @@ def _keeps_apart(model: PreTrainedModel, requests: Sequence[Choices]) -> bool:
         _invented(context, (0, 1), (1, 2)),
         _invented((*context[:-4], 3, 2, 1, 0)[: len(context)], (2, 3), (3, 0)),
     ]
-    plain = _found(scoring.score(model, probes, Budget(_AMPLE)))
+    plain = _last(scoring.score(model, [probe[-1:] for probe in probes], Budget(_AMPLE)))
     noise = torch.finfo(model.dtype).eps ** 0.5 * 2
     # In one row, and then one by one behind the prefix.
-    packed = [_found(packing.score(model, probes, Budget(budget))) for budget in (_AMPLE, 1)]
+    packed = [_last(packing.score(model, probes, Budget(budget))) for budget in (_AMPLE, 1)]
     return all(_close(a, b, noise) for each in packed for a, b in zip(each, plain, strict=True))
 
 
-def _found(batches: Iterator[ScoredBatch]) -> list[float]:
+def _last(batches: Iterator[ScoredBatch]) -> list[float]:
+    """What was found for the last choice of each request, which would show if it saw the others."""
     found = sorted(pair for batch in batches for pair in batch)
-    return [value for _, values in found for value in values or (math.inf,)]
+    return [math.inf if values is None else values[-1] for _, values in found]
 
 
 def _invented(context: tuple[int, ...], *choices: tuple[int, ...]) -> Choices:
