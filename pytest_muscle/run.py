@@ -37,7 +37,7 @@ class MusclePlugin:
         worker = getattr(config, "workerinput", None)
         self.is_worker = worker is not None
         self.is_bare = worker["muscle_bare"] if worker else config.args_source.name != "ARGS"
-        # Before output is captured: then the terminal cannot be asked.
+        # Asked here, because it cannot be while output is captured.
         self.width = worker["muscle_width"] if worker else shutil.get_terminal_size((WIDEST, 24)).columns
         run_id, workers = (worker["testrunuid"], worker["workercount"]) if worker else ("", 1)
         self.session: Session = Session(settings, run_id, self._progress, self._training, workers)

@@ -141,6 +141,7 @@ class AdapterTrainer(Trainer):
         model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
+        # A call for each part, so that its graph is gone before the next one's is made.
         def learn(gradients: Gradients, part: dict[str, Tensor], said: _Said) -> _Figures:
             loss = self._loss_of(model, part, said)
             gradients.add_from(loss.total / tokens)
