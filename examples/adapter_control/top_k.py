@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_muscle import MuscleError, compare
-from pytest_muscle.adapter import training
+from pytest_muscle.adapter import stages, training
 from pytest_muscle.adapter.__main__ import main as train_adapter
 from pytest_muscle.adapter.logits import TokenLogits
+from pytest_muscle.adapter.sources import Sources
 from pytest_muscle.adapter.stages import Training
 from pytest_muscle.adapter.teachers import CachedTeacher
 
@@ -62,6 +63,17 @@ class TopK:
         return TokenLogits(truncated.scatter_(-1, top.indices, top.values), vocabulary)
 
 
+class States(Sources):
+    """What the teachers are read from, without moments: logits are to be had from states only."""
+
+    def mixture(self, student: Student, lesson: Lesson) -> None:
+        """None."""
+
+    def condensed(self, student: Student, lesson: Lesson) -> Lesson:
+        """The lesson as it is."""
+        return lesson
+
+
 class Forgetful(Training):
     """A training whose old model is a ``TopK``, where ``k`` is not 0."""
 
@@ -73,10 +85,6 @@ class Forgetful(Training):
         assert isinstance(lesson.old, CachedTeacher), "the two models must have one tokenizer"
         self.teacher = TopK(lesson.old, self.k, self.spread)
         return replace(lesson, old=self.teacher) if self.k else lesson
-
-    def _condensed(self, student: Student, lesson: Lesson) -> Lesson:
-        """Logits are to be had from states only."""
-        return lesson
 
     def run(self, about: Mapping[str, Any]) -> AdapterResult:
         """Train, and remember what the teacher had to offer."""
@@ -113,6 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
 def train(options: argparse.Namespace, settings: list[str], k: int, spread: bool) -> Path:
     """Train one adapter, unless it is there."""
     output: Path = options.work / f"k{k}{'-spread' if spread else ''}"
+    stages.Sources = States  # type: ignore[misc]
     training.Training = type("Variant", (Forgetful,), {"k": k, "spread": spread})  # type: ignore[misc]
     models = ["--old", options.old, "--new", options.new, "--golden", str(options.golden)]
     print(f"== {output.name}", flush=True)

@@ -45,6 +45,7 @@ from pytest_muscle.adapter.caches import Filling
 from pytest_muscle.adapter.config import CompatibilityConfig, Recipe
 from pytest_muscle.adapter.data import Collator, Example
 from pytest_muscle.adapter.loss import IGNORED
+from pytest_muscle.adapter.processes import Processes
 from pytest_muscle.adapter.student import Student, build_student
 from pytest_muscle.adapter.teachers import CachedMoments, CachedTeacher, MomentCache, StateCache
 from pytest_muscle.adapter.trainer import AdapterTrainer, Lesson, training_arguments
@@ -194,7 +195,7 @@ class Here(Side):
         return cache.open(self.examples, True)
 
     def _filling(self) -> Filling:
-        return Filling(self.examples, self.collator, CPU, batch_tokens=1024)
+        return Filling(self.examples, self.collator, 1024, Processes(CPU))
 
     def learn(self, batch: dict[str, Tensor]) -> float:
         """As the trainer does it."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from pytest_muscle.adapter.loss import IGNORED
-from pytest_muscle.errors import MuscleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pytest_muscle.adapter.data import Collator, Example
+    from pytest_muscle.adapter.processes import Processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +44,18 @@ class TokenRows:
         return slice(self.offsets[index], self.offsets[index + 1])
 
 
+class NoRoomError(Exception):
+    """The disk has no room for a cache; the message says how much is needed, and how much is free."""
+
+
 @dataclass(frozen=True, slots=True)
 class Filling:
-    """What goes into a cache, how much at a time, and by which of how many processes."""
+    """What goes into a cache, how much at a time, and by which processes."""
 
     examples: Sequence[Example]
     collator: Collator
-    device: torch.device
     batch_tokens: int
-    share: tuple[int, int] = (0, 1)
-    wait: Callable[[], None] = lambda: None
+    processes: Processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,35 +69,38 @@ class TokenCache:
         """Whether every example's rows are there."""
         return (self.folder / "index.json").is_file()
 
-    def fill(
-        self,
-        filling: Filling,
-        make: Callable[[Mapping[str, Tensor], Tensor], Tensor],
-        width: int,
-        dtype: torch.dtype,
-    ) -> None:
-        """Write all rows; ``make`` gives those of a batch's ``counted`` positions.
+    def allocate(self, filling: Filling, width: int, dtype: torch.dtype) -> TokenRows:
+        """Room for all rows.
 
-        Raises MuscleError where the disk has no room for them.
+        Raises NoRoomError, in every process, where the disk has none.
         """
-        offsets = _offsets(filling.examples, filling.collator.answer_only)
-        number, count = filling.share
-        if number == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _allocate(self._file, offsets[-1] * width * dtype.itemsize)
-        filling.wait()
-        rows = TokenRows(_map(self._file, offsets[-1], width, dtype), offsets)
-        for examples in _batches(filling.examples[number::count], filling.batch_tokens):
-            batch = {name: tensor.to(filling.device) for name, tensor in filling.collator(examples).items()}
+        offsets, processes = _offsets(filling.examples, filling.collator.answer_only), filling.processes
+        size = offsets[-1] * width * dtype.itemsize
+        if shortage := processes.from_first(lambda: self._shortage(size)):
+            raise NoRoomError(shortage)
+        if processes.first:
+            _allocate(self._file, size)
+        processes.wait()
+        return TokenRows(_map(self._file, offsets[-1], width, dtype), offsets)
+
+    def fill(
+        self, filling: Filling, rows: TokenRows, make: Callable[[Mapping[str, Tensor], Tensor], Tensor]
+    ) -> None:
+        """Write the rows; ``make`` gives those of a batch's ``counted`` positions."""
+        processes = filling.processes
+        mine = filling.examples[processes.number :: processes.count]
+        for examples in _batches(mine, filling.batch_tokens):
+            batch = {name: tensor.to(processes.device) for name, tensor in filling.collator(examples).items()}
             with torch.no_grad():
                 rows.put(examples, make(batch, batch["labels"][:, 1:] != IGNORED))
-        filling.wait()
-        if number == 0:
-            index = {"width": width, "dtype": str(dtype).removeprefix("torch.")}
+        processes.wait()
+        if processes.first:
+            values = rows.values
+            index = {"width": values.shape[1], "dtype": str(values.dtype).removeprefix("torch.")}
             unfinished = self.folder / "index.part"
             unfinished.write_text(json.dumps(index))
             unfinished.rename(self.folder / "index.json")
-        filling.wait()
+        processes.wait()
 
     def rows(self, examples: Sequence[Example], answer_only: bool) -> TokenRows:
         """What has been written."""
@@ -108,6 +113,15 @@ class TokenCache:
     def _file(self) -> Path:
         return self.folder / "rows"
 
+    def _shortage(self, size: int) -> str | None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # What an interrupted run has left is written over.
+        self._file.unlink(missing_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if size <= free:
+            return None
+        return f"{size / 1e9:.1f} GB in {self.folder.parent}, where {free / 1e9:.1f} GB are free"
+
 
 def _offsets(examples: Sequence[Example], answer_only: bool) -> tuple[int, ...]:
     offsets = [0]
@@ -118,12 +132,6 @@ def _offsets(examples: Sequence[Example], answer_only: bool) -> tuple[int, ...]:
 
 def _allocate(file: Path, size: int) -> None:
     """Take the room on disk at once: a mapped file that runs out of it later kills the process."""
-    free = shutil.disk_usage(file.parent).free
-    if size > free:
-        raise MuscleError(
-            f"what a teacher says of the tokens needs {size / 1e9:.1f} GB in {file.parent}, "
-            f"where {free / 1e9:.1f} GB are free; free some, choose another output, or set teacher to live"
-        )
     with file.open("wb") as stream:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(stream.fileno(), 0, size)

@@ -154,11 +154,12 @@ class CompatibilityConfig(TrainingConfig):
     """How a compatibility adapter is trained; ``preset`` gives the settings worth starting from.
 
     ``recipe`` ``auto`` trains each of ``candidates`` for ``pilot_share`` of the steps and then the best
-    one to the end. ``teacher`` ``cached`` computes once, on disk, the teachers' final hidden states, and for
-    three epochs or more what the loss needs of them: the same loss, and the old model is never in memory
-    with the new one; ``live`` computes them at every step. ``selection`` ``nfr`` keeps the epoch with the
-    fewest negative flips among those whose accuracy is not below the new model's (within its standard
-    error), ``validation_loss`` is the paper's rule.
+    one to the end. ``teacher`` ``cached`` computes once, on disk, the teachers' final hidden states, and
+    what the loss needs of them where the training is long enough: the same loss, and the old model is never
+    in memory with the new one; ``live`` computes them at every step, as is done, and noted, where the disk
+    has no room. ``selection`` ``nfr`` keeps the epoch with the fewest negative flips among those whose
+    accuracy is not below the new model's (within its standard error), ``validation_loss`` is the paper's
+    rule.
     """
 
     tokens: Tokens = "answer"

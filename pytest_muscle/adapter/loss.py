@@ -80,14 +80,16 @@ def token_loss(
     sequence: Tensor | None = None,
     truthful: Tensor | None = None,
     trusted: Tensor | None = None,
+    both: TokenMoments | None = None,
 ) -> TokenLoss:
     """The loss summed over n tokens.
 
     ``targets`` [n] are the tokens that follow, ``sequence`` [n] the text each belongs to, ``truthful``
     [n] marks those of right texts (default: all): the cross-entropy learns only these. ``trusted`` [n]
-    marks where the old teacher may teach (default: everywhere); elsewhere the new one does.
+    marks where the old teacher may teach (default: everywhere); elsewhere the new one does. ``both`` are
+    the moments of both teachers by the recipe's weights, where these are known before: neither is asked then.
     """
-    problem = _Problem(student, old, new, targets, recipe, sequence, truthful, trusted)
+    problem = _Problem(student, old, new, targets, recipe, sequence, truthful, trusted, both)
     total, from_old = _FusedLoss.apply(student.states, problem)  # type: ignore[no-untyped-call]
     return TokenLoss(total, from_old)
 
@@ -102,6 +104,7 @@ class _Problem:
     sequence: Tensor | None
     truthful: Tensor | None
     trusted: Tensor | None
+    both: TokenMoments | None
 
     def chunks(self) -> Iterator[slice]:
         return chunks(len(self.targets), self.student.vocabulary, self.targets.device)
@@ -151,12 +154,12 @@ class _Problem:
         softened = logits if temperature == 1 else logits / temperature
         slope, log_partition = softmax(softened)
         loss, pull = torch.zeros_like(weight), None
-        for name, teacher, share in (("old", self.old, weight), ("new", self.new, 1 - weight)):
+        for name, teacher, share in self._teachers(weight):
             taught = share.nonzero()[:, 0]
             if not len(taught):
                 continue
             assert teacher is not None, f"the recipe needs the {name} model"
-            given, numbers = known[name], rows.start + taught
+            given, numbers = known.get(name), rows.start + taught
             target: Any = teacher.rows(numbers) if given is None else given[taught]
             if isinstance(teacher, TokenMoments):
                 states = self.student.states[rows]
@@ -173,6 +176,12 @@ class _Problem:
                 slope.index_add_(0, taught, towards.mul_(share[taught, None]))
             loss[taught] += share[taught] * apart
         return loss, weight, slope.div_(temperature), pull
+
+    def _teachers(self, weight: Tensor) -> list[tuple[str, Prediction | None, Tensor]]:
+        """Who teaches, and how much of each token, [rows]."""
+        if self.both:
+            return [("mixed", self.both, torch.ones_like(weight))]
+        return [("old", self.old, weight), ("new", self.new, 1 - weight)]
 
     def _weight(
         self,

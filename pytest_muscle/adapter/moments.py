@@ -24,6 +24,8 @@ from pytest_muscle.adapter.logits import chunks, softmax, widest
 from pytest_muscle.adapter.products import product
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from pytest_muscle.adapter.logits import TokenLogits
@@ -97,15 +99,47 @@ def token_moments(
 
     ``targets`` [n] are the tokens that follow.
     """
-    known = weight[: teacher.vocabulary]
     values = weight.new_empty(len(targets), moments_width(weight.shape[1]))
     for rows in chunks(len(targets), teacher.vocabulary, targets.device):
         logits, following = teacher.rows(rows), targets[rows]
         values[rows, -1] = (logits.argmax(-1) == following).to(values.dtype)
         values[rows, -2] = logits.gather(-1, following[:, None])[:, 0] - logits.logsumexp(-1)
-        # A sum that is not quite one would be multiplied by whole logits: hence this softmax.
         share, _ = softmax(logits / temperature)
-        values[rows, :-_SCALARS] = product(share, known.T)
-        offset = 0 if bias is None else share @ bias[: teacher.vocabulary] / temperature
-        values[rows, -3] = torch.special.entr(share).sum(-1).neg() - offset
+        negentropy = torch.special.entr(share).sum(-1).neg()
+        values[rows, :-2] = _seen(share, negentropy, weight, bias, temperature)
     return TokenMoments(values)
+
+
+@torch.no_grad()
+def mixed_moments(
+    teachers: Sequence[tuple[TokenLogits, Tensor]], weight: Tensor, bias: Tensor | None, temperature: float
+) -> TokenMoments:
+    """The moments of teachers that each come with their weights [n], which add up to 1 for every token.
+
+    The divergence of these moments is the sum of the teachers' own, by weight: it differs from that of their
+    mixture by what does not depend on the student. What they say of the token that follows is left out (NaN).
+    """
+    (first, weights), *_ = teachers
+    values = weight.new_full((len(weights), moments_width(weight.shape[1])), torch.nan)
+    for rows in chunks(len(weights), first.vocabulary, weights.device):
+        mixture = weight.new_zeros(rows.stop - rows.start, first.vocabulary)
+        negentropy = mixture.new_zeros(len(mixture))
+        for teacher, each in teachers:
+            taught = each[rows].nonzero()[:, 0]
+            own = each[rows][taught].to(mixture.dtype)
+            share, _ = softmax(teacher.rows(rows.start + taught) / temperature)
+            negentropy[taught] -= own * torch.special.entr(share).sum(-1)
+            mixture.index_add_(0, taught, share.mul_(own[:, None]))
+        values[rows, :-2] = _seen(mixture, negentropy, weight, bias, temperature)
+    return TokenMoments(values)
+
+
+def _seen(
+    share: Tensor, negentropy: Tensor, weight: Tensor, bias: Tensor | None, temperature: float
+) -> Tensor:
+    """The mean rows of the output layer, and the constants, by probabilities [n, vocabulary]."""
+    # Probabilities that do not quite add up to one would be multiplied by whole logits: hence ``softmax``.
+    known = share.shape[1]
+    means = product(share, weight[:known].T)
+    offset = 0 if bias is None else share @ bias[:known] / temperature
+    return torch.cat((means, (negentropy - offset)[:, None]), dim=1)

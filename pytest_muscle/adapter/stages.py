@@ -6,14 +6,11 @@ import json
 import math
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
 from pytest_muscle.adapter.answers import Answers, ask_loaded, restore
-from pytest_muscle.adapter.caches import Filling
 from pytest_muscle.adapter.config import CompatibilityConfig, Recipe, TaskConfig
 from pytest_muscle.adapter.data import Collator, Examples, encode_cases, split_cases
 from pytest_muscle.adapter.folder import REPORT, RunFolder
@@ -28,16 +25,9 @@ from pytest_muscle.adapter.report import (
 )
 from pytest_muscle.adapter.selection import Validation, select_epoch, select_recipe
 from pytest_muscle.adapter.sides import Side, read_alike, vocabulary_size
+from pytest_muscle.adapter.sources import Source, Sources, Told
 from pytest_muscle.adapter.standing import Standing, standing, too_weak
-from pytest_muscle.adapter.student import Student, build_student
-from pytest_muscle.adapter.teachers import (
-    CachedTeacher,
-    LiveTeacher,
-    MomentCache,
-    StartingTeacher,
-    StateCache,
-    Teacher,
-)
+from pytest_muscle.adapter.student import Student, build_student, shares_base
 from pytest_muscle.adapter.trainer import (
     AdapterTrainer,
     AfterEpoch,
@@ -52,9 +42,10 @@ from pytest_muscle.errors import MuscleError
 from pytest_muscle.grading import grade
 from pytest_muscle.models.local.encoding import Encoder
 from pytest_muscle.models.local.output import find_output_layer
+from pytest_muscle.models.quiet import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_muscle.adapter.data import Example
     from pytest_muscle.adapter.vocabulary.texts import AlignedTexts, Coverage
@@ -62,23 +53,10 @@ if TYPE_CHECKING:
     from pytest_muscle.grading import Similarity
     from pytest_muscle.models import ModelOptions, Response
 
-# To make a teacher's moments takes two products with an output layer a token, to have them saves one an epoch
-# (one for both teachers where a hard mask divides the tokens between them).
-_EPOCHS_FOR_MOMENTS = 3
 _CROSS_ENTROPY = Recipe(cross_entropy_weight=1.0)
-_CACHE_TOKENS = {"cpu": 1024}
-_CACHE_TOKENS_ELSEWHERE = 16384
 _NO_LIMIT = 10**9
 _SAMPLED_TEXTS = 16
 _LEAST_ALIGNED = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """A teacher, and how many vocabulary entries it knows."""
-
-    teacher: Teacher
-    vocabulary: int
 
 
 class Training:
@@ -114,15 +92,20 @@ class Training:
         guarded = any(recipe.guard != "none" for recipe in self._recipes())
         self.asked = [*self.train_cases, *self.cases] if guarded else self.cases
         self.standing: Standing | None = None
+        self.sources = self._sources()
         self.new: Validation | None = None
         self.epochs: list[Validation] = []
 
     def run(self, about: Mapping[str, Any]) -> AdapterResult:
         """Train, choose the epoch, write the adapter."""
-        old_teacher = self._learn_old()
-        student = build_student(self.sides["student"].load(self.processes.device), self.config)
-        for note in student.notes:
-            self._note(note)
+        old, new = self.sides.get("old"), self.sides["student"]
+        student = None
+        if old and shares_base(old.checkpoint, new.checkpoint):
+            student = self._student()
+            with quiet():
+                student.keep_old(old.checkpoint.adapter, self.processes.device)
+        old_teacher = self._learn_old(student)
+        student = student or self._student()
         self.new = self._validate_new(student)
         lesson = self._lesson(student, old_teacher)
         pilots = self._pilots(student, lesson)
@@ -137,6 +120,12 @@ class Training:
             self._finish(kept, report)
         self.processes.wait()
         return result_from_report(report, self.folder.output)
+
+    def _student(self) -> Student:
+        student = build_student(self.sides["student"].load(self.processes.device), self.config)
+        for note in student.notes:
+            self._note(note)
+        return student
 
     # Texts and answers ----------------------------------------------------------------------------
 
@@ -183,6 +172,21 @@ class Training:
         tokenizer: Any = self.sides[side].encoder.tokenizer
         return Collator(int(tokenizer.pad_token_id), self.config.tokens == "answer")
 
+    def _sources(self) -> Sources:
+        old = self.aligned.old if self.aligned else self.examples.texts
+        told = {"student": Told(self.examples.texts, self._collator())}
+        if "old" in self.sides:
+            told["old"] = Told(old, self._collator("old"))
+        return Sources(
+            self.folder.path,
+            self.config,
+            self._recipes(),
+            told,
+            self.processes,
+            self.options.batch_tokens,
+            self._say,
+        )
+
     def _answers(
         self, side: str, model: Any, cases: Sequence[GoldenCase], *, together: bool = False
     ) -> Answers:
@@ -210,7 +214,7 @@ class Training:
             answers = self._answers("student", base, self.cases, together=trainer.sharded)
         loss = trainer.mean_loss(self._texts(validation=True))
         validation = self._judged(answers, epoch, loss)
-        self._emit(Validated(str(trainer.lesson.recipe), validation))
+        self._say(Validated(str(trainer.lesson.recipe), validation))
         return validation
 
     # Old and new model ----------------------------------------------------------------------------
@@ -225,46 +229,41 @@ class Training:
     def _needs_old(self) -> bool:
         return any(recipe.uses_old for recipe in self._recipes())
 
-    def _cached(self) -> bool:
-        return isinstance(self.config, CompatibilityConfig) and self.config.teacher == "cached"
-
-    def _learn_old(self) -> _Source | None:
-        """What the old model answers, and what it says of every token."""
+    def _learn_old(self, student: Student | None) -> Source | None:
+        """What the old model answers, and what it says of every token; the ``student`` may act as it."""
         if "old" not in self.sides:
             return None
-        cache = StateCache(self.folder.path / "old_states")
         needed = self._needs_old()
         saved = self.folder.read("old_answers.json") if self.asked else []
         if saved is not None:
             self.old = restore(saved, self.asked, self.similarity) if self.asked else None
-            if not needed:
-                return None
-            if self._cached() and cache.complete:
-                return self._source(cache, "old")
-        self._emit(Stage("old model: answers and probabilities"))
-        model = self.sides["old"].load(self.processes.device)
-        if self.aligned:
-            _require_known(self.aligned.old, vocabulary_size(model))
-        if self.asked and saved is None:
-            plain = model if not hasattr(model, "get_base_model") else model.get_base_model()
-            self.old = self._answers("old", plain, self.asked)
-            self._remember("old_answers.json", self.old.to_json())
-        if not needed:
-            return None
-        output = find_output_layer(model)
-        if self._cached() and output:
-            cache.write(self._filling("old"), model, output)
-            return self._source(cache, "old")
-        if self._cached():
-            self._note("the old model's logits are no plain function of hidden states: it stays in memory")
-        return _Source(LiveTeacher(model, output), vocabulary_size(model))
+            found = self.sources.found_old()
+            if found or not needed:
+                return found
+        self._say(Stage("old model: answers and probabilities"))
+        with self._old_model(student) as model:
+            if self.aligned:
+                _require_known(self.aligned.old, vocabulary_size(model))
+            if self.asked and saved is None:
+                plain = model if not hasattr(model, "get_base_model") else model.get_base_model()
+                self.old = self._answers("old", plain, self.asked)
+                self._remember("old_answers.json", self.old.to_json())
+            return self.sources.old(model, find_output_layer(model), student) if needed else None
+
+    @contextmanager
+    def _old_model(self, student: Student | None) -> Iterator[Any]:
+        if student is None:
+            yield self.sides["old"].load(self.processes.device)
+        else:
+            with student.acting_as("old"):
+                yield student.model
 
     def _validate_new(self, student: Student) -> Validation | None:
         if not self.asked:
             return None
         saved = self.folder.read("new_answers.json")
         if saved is None:
-            self._emit(Stage("new model: answers"))
+            self._say(Stage("new model: answers"))
             answers = self._answers("student", student.model.get_base_model(), self.asked)
             self._remember("new_answers.json", answers.to_json())
         else:
@@ -274,7 +273,7 @@ class Training:
         if not self.cases:
             return None
         validation = self._judged(answers.last(len(self.cases)))
-        self._emit(Validated("before training", validation))
+        self._say(Validated("before training", validation))
         return validation
 
     def _compare_teachers(self, old: Answers, new: Answers) -> None:
@@ -284,50 +283,30 @@ class Training:
         if len(self.asked) > len(self.cases):
             self.standing = standing(self.asked, old.grades, new.grades, self.processes.device)
 
-    def _lesson(self, student: Student, old: _Source | None) -> Lesson:
+    def _lesson(self, student: Student, old: Source | None) -> Lesson:
         vocabulary = vocabulary_size(student.model)
-        teacher: Teacher | MappedTeacher | None = old.teacher if old else None
+        teacher: Any = old.teacher if old else None
         if old and self.aligned:
             teacher = self._mapped(old, self.aligned, vocabulary)
         elif old:
             vocabulary = min(vocabulary, old.vocabulary)
         _require_known(self.examples.texts, vocabulary)
-        new: Teacher | None = None
-        if any(recipe.uses_new for recipe in self._recipes()):
-            new = self._new_teacher(student)
         lesson = Lesson(
             self.examples.texts,
             self._collator(),
             self._recipes()[0],
             teacher,
-            new,
+            None,
             vocabulary,
             self.standing,
         )
-        return self._condensed(student, lesson)
+        if mixed := self.sources.mixture(student, lesson):
+            return mixed
+        if any(recipe.uses_new for recipe in self._recipes()):
+            lesson = replace(lesson, new=self.sources.new(student))
+        return self.sources.condensed(student, lesson)
 
-    def _condensed(self, student: Student, lesson: Lesson) -> Lesson:
-        """The lesson with moments for hidden states, where they are exact and the training is long enough."""
-        temperatures = {recipe.temperature for recipe in self._recipes()}
-        layer = student.output.layer if student.output else None
-        exact = isinstance(layer, nn.Linear) and layer.weight.dtype in (torch.float32, torch.float64)
-        long = self.config.epochs >= _EPOCHS_FOR_MOMENTS
-        if not (exact and long and len(temperatures) == 1) or self.processes.share_weights:
-            return lesson
-        assert student.output is not None
-        teachers: dict[str, Any] = {"old": lesson.old, "new": lesson.new}
-        for name, teacher in teachers.items():
-            if not isinstance(teacher, CachedTeacher):
-                continue
-            cache = MomentCache(self.folder.path / f"{name}_moments")
-            if not cache.complete:
-                self._emit(Stage(f"{name} model: what the student's output layer sees of it"))
-                filling = self._filling("student")
-                cache.write(filling, teacher, student.output, lesson.vocabulary, *temperatures)
-            teachers[name] = cache.open(lesson.examples, lesson.collator.answer_only)
-        return replace(lesson, **teachers)
-
-    def _mapped(self, old: _Source, aligned: AlignedTexts, vocabulary: int) -> MappedTeacher:
+    def _mapped(self, old: Source, aligned: AlignedTexts, vocabulary: int) -> MappedTeacher:
         """The old model, told in the student's vocabulary; how much of it can be is noted."""
         sizes = old.vocabulary, vocabulary
         between = VocabularyMap(*aligned.vocabularies, sizes, self.processes.device)
@@ -340,36 +319,6 @@ class Training:
         self.coverage = replace(aligned.coverage(), rest=teacher.rest(batches))
         self._note(str(self.coverage))
         return teacher
-
-    def _new_teacher(self, student: Student) -> Teacher:
-        if not self._cached() or student.output is None:
-            student.keep_start()
-            return StartingTeacher(student)
-        cache = StateCache(self.folder.path / "new_states")
-        if not cache.complete:
-            self._emit(Stage("new model: probabilities"))
-            model: Any = student.model.get_base_model()
-            cache.write(self._filling("student"), model.eval(), student.output)
-        return self._source(cache, "student").teacher
-
-    def _told(self, side: str) -> Sequence[Example]:
-        """The texts in a model's own tokens."""
-        return self.aligned.old if side == "old" and self.aligned else self.examples.texts
-
-    def _filling(self, side: str) -> Filling:
-        processes = self.processes
-        tokens = self.options.batch_tokens or _CACHE_TOKENS.get(
-            processes.device.type, _CACHE_TOKENS_ELSEWHERE
-        )
-        share = processes.number, processes.count
-        return Filling(
-            self._told(side), self._collator(side), processes.device, tokens, share, processes.wait
-        )
-
-    def _source(self, cache: StateCache, side: str) -> _Source:
-        answer_only = self._collator(side).answer_only
-        teacher = cache.open(self._told(side), answer_only, self.processes.device)
-        return _Source(teacher, len(teacher.weight))
 
     # Training -------------------------------------------------------------------------------------
 
@@ -389,7 +338,7 @@ class Training:
         )
         done = [Validation(**fields) for fields in self.folder.read("pilots.json") or ()]
         for recipe in recipes[len(done) :]:
-            self._emit(Stage(f"pilot, {recipe}"))
+            self._say(Stage(f"pilot, {recipe}"))
             student.reset()
             trainer = AdapterTrainer(student, replace(lesson, recipe=recipe), texts, arguments, self.progress)
             trainer.train()
@@ -402,7 +351,7 @@ class Training:
         return self.config.epochs * math.ceil(len(self._texts(validation=False)) / per_step)
 
     def _train(self, student: Student, lesson: Lesson) -> AdapterTrainer:
-        self._emit(Stage(f"training, {lesson.recipe}"))
+        self._say(Stage(f"training, {lesson.recipe}"))
         student.reset()
         steps = self.folder.path / "steps"
         self.epochs = [Validation(**fields) for fields in self.folder.read("epochs.json") or ()]
@@ -489,12 +438,13 @@ class Training:
             self.folder.write(name, content)
         self.processes.wait()
 
-    def _emit(self, event: Event) -> None:
-        self.progress(event)
-
     def _note(self, text: str) -> None:
-        self.notes.append(text)
-        self._emit(Note(text))
+        self._say(Note(text))
+
+    def _say(self, event: Event) -> None:
+        if isinstance(event, Note):
+            self.notes.append(event.text)
+        self.progress(event)
 
 
 def _require_known(texts: Sequence[Example], vocabulary: int) -> None:

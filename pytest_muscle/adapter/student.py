@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pytest_muscle.adapter.config import TrainingConfig
+    from pytest_muscle.models.checkpoint import Checkpoint
 
 ADAPTER = "default"
-_START = "start"
+
+Role = Literal["old", "new"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Student:
         self.rank = rank
         self.notes = notes
         self._had_adapter = had_adapter
+        self._adapters: dict[Role, str | None] = {}
         self._start = {name: tensor.detach().clone() for name, tensor in self._tensors()}
         self.output = find_output_layer(model.get_base_model())
 
@@ -76,24 +79,33 @@ class Student:
         )
 
     def keep_start(self) -> None:
-        """Keep the start as a frozen second adapter, for ``as_new``; a student without one needs none."""
+        """Let the student act as the new model: what it began with stays, as a frozen adapter."""
         if not self._had_adapter:
+            self._adapters["new"] = None
             return
-        self.model.add_adapter(_START, self.model.peft_config[ADAPTER])
+        self._adapters["new"] = "new"
+        self.model.add_adapter("new", self.model.peft_config[ADAPTER])
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
-                if "lora_" in name and f".{_START}." in name:
-                    parameter.copy_(self._start[name.replace(f".{_START}.", f".{ADAPTER}.")])
+                if "lora_" in name and ".new." in name:
+                    parameter.copy_(self._start[name.replace(".new.", f".{ADAPTER}.")])
         self.model.set_adapter(ADAPTER)
 
+    def keep_old(self, adapter: Path | None, device: torch.device) -> None:
+        """Let the student act as the old model, which is its base with another adapter, or with none."""
+        self._adapters["old"] = "old" if adapter else None
+        if adapter:
+            self.model.load_adapter(str(adapter), "old", torch_device=str(device))
+            self.model.set_adapter(ADAPTER)
+
     @contextmanager
-    def as_new(self) -> Iterator[None]:
-        """Within, the model is the new model that the training began with; base weights are shared."""
-        training = self.model.training
+    def acting_as(self, role: Role) -> Iterator[None]:
+        """Within, the model is one of those that the training began with; base weights are shared."""
+        training, adapter = self.model.training, self._adapters[role]
         self.model.eval()
         try:
-            if self._had_adapter:
-                self.model.set_adapter(_START, inference_mode=True)
+            if adapter:
+                self.model.set_adapter(adapter, inference_mode=True)
                 yield
             else:
                 with self.model.disable_adapter():
@@ -102,6 +114,13 @@ class Student:
             # Switching also switches which parameters are trained.
             self.model.set_adapter(ADAPTER)
             self.model.train(training)
+
+
+def shares_base(old: Checkpoint, new: Checkpoint) -> bool:
+    """Whether the old model is the new one's base, alone or with a LoRA that can stand beside others."""
+    if not old.base.samefile(new.base):
+        return False
+    return old.adapter is None or _oddity(_adapter_config(old.adapter)) is None
 
 
 def build_student(new: PreTrainedModel | PeftModel, config: TrainingConfig) -> Student:
@@ -157,7 +176,22 @@ def _take_factors(model: PeftModel) -> dict[str, _Factors]:
     }
 
 
+def _adapter_config(directory: Path) -> Any:
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(str(directory))
+
+
 def _refuse_other_kinds(config: Any) -> None:
+    if oddity := _oddity(config):
+        raise MuscleError(
+            f"the new model's adapter is {oddity}, from which a compatibility adapter cannot begin; merge it "
+            "into its base (merge_and_unload, save_pretrained) and name the result as the new model"
+        )
+
+
+def _oddity(config: Any) -> str | None:
+    """What an adapter is, if it is more than LoRA factors."""
     kind = config.peft_type.value
     wanted = {
         "use_dora": False,
@@ -169,12 +203,9 @@ def _refuse_other_kinds(config: Any) -> None:
         "target_parameters": None,
     }
     odd = [name for name, plain in wanted.items() if (getattr(config, name, plain) or plain) != plain]
-    if kind != "LORA" or odd:
-        what = f"of the kind {kind}" if kind != "LORA" else f"a LoRA with {', '.join(odd)}"
-        raise MuscleError(
-            f"the new model's adapter is {what}, from which a compatibility adapter cannot begin; merge it "
-            "into its base (merge_and_unload, save_pretrained) and name the result as the new model"
-        )
+    if kind != "LORA":
+        return f"of the kind {kind}"
+    return f"a LoRA with {', '.join(odd)}" if odd else None
 
 
 def _rank(factors: Mapping[str, _Factors], wanted: int) -> tuple[int, tuple[str, ...]]:

@@ -10,17 +10,17 @@ import torch
 from pytest_muscle.adapter.caches import TokenCache
 from pytest_muscle.adapter.heads import token_logits
 from pytest_muscle.adapter.logits import TokenLogits
-from pytest_muscle.adapter.moments import TokenMoments, moments_width, token_moments
+from pytest_muscle.adapter.moments import TokenMoments, mixed_moments, moments_width, token_moments
 from pytest_muscle.models.local.output import OutputLayer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
     from pytest_muscle.adapter.caches import Filling, TokenRows
     from pytest_muscle.adapter.data import Example
-    from pytest_muscle.adapter.student import Student
+    from pytest_muscle.adapter.student import Role, Student
 
 _LAYER = "output.safetensors"
 
@@ -47,15 +47,16 @@ class LiveTeacher:
 
 
 @dataclass(frozen=True, slots=True)
-class StartingTeacher:
-    """The new model, as the student began: the same base in memory, with its first adapter."""
+class StudentTeacher:
+    """A model that has the student's base, which is in memory once; ``role`` is what the student acts as."""
 
     student: Student
+    role: Role
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Tensor], counted: Tensor, vocabulary: int) -> TokenLogits:
-        """Run the student's base with the adapter it began with."""
-        with self.student.as_new():
+        """Run the student's base with the adapter of that role."""
+        with self.student.acting_as(self.role):
             return token_logits(self.student.model, self.student.output, batch, counted, vocabulary)
 
 
@@ -77,17 +78,17 @@ class StateCache(TokenCache):
     """What a ``CachedTeacher`` reads."""
 
     def write(self, filling: Filling, model: Any, output: OutputLayer) -> None:
-        """Run the model over the examples."""
+        """Run the model over the examples; raises NoRoomError."""
         from safetensors.torch import save_file
 
         def states(batch: Mapping[str, Tensor], counted: Tensor) -> Tensor:
             return token_logits(model, output, batch, counted, 0).states
 
-        if filling.share[0] == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        rows = self.allocate(filling, output.layer.in_features, output.layer.weight.dtype)
+        if filling.processes.first:
             layer = {name: p.detach().cpu().contiguous() for name, p in output.layer.named_parameters()}
             save_file(layer, self.folder / _LAYER)
-        self.fill(filling, states, output.layer.in_features, output.layer.weight.dtype)
+        self.fill(filling, rows, states)
 
     def open(self, examples: Sequence[Example], answer_only: bool, device: torch.device) -> CachedTeacher:
         """The teacher that reads these states."""
@@ -114,12 +115,12 @@ class MomentCache(TokenCache):
     def write(
         self,
         filling: Filling,
-        teacher: CachedTeacher,
+        teacher: Teacher,
         output: OutputLayer,
         vocabulary: int,
         temperature: float,
     ) -> None:
-        """Take the moments of what a teacher says, by the output layer of the student."""
+        """Take the moments of what a teacher says, by the output layer of the student; raises NoRoomError."""
         layer = output.layer
 
         def moments(batch: Mapping[str, Tensor], counted: Tensor) -> Tensor:
@@ -127,7 +128,30 @@ class MomentCache(TokenCache):
             targets = batch["labels"][:, 1:][counted]
             return token_moments(said, layer.weight, layer.bias, targets, temperature).values
 
-        self.fill(filling, moments, moments_width(layer.in_features), layer.weight.dtype)
+        self.fill(filling, self._allocate(filling, output), moments)
+
+    def write_mixture(
+        self,
+        filling: Filling,
+        teachers: tuple[Teacher, Teacher],
+        old_weight: Callable[[Mapping[str, Tensor], Tensor], Tensor],
+        output: OutputLayer,
+        vocabulary: int,
+        temperature: float,
+    ) -> None:
+        """As ``write``, of the old and the new teacher by the old one's weights of a batch's tokens."""
+        layer = output.layer
+
+        def moments(batch: Mapping[str, Tensor], counted: Tensor) -> Tensor:
+            old, new = (teacher.predict(batch, counted, vocabulary) for teacher in teachers)
+            weight = old_weight(batch, counted)
+            told = [(old, weight), (new, 1 - weight)]
+            return mixed_moments(told, layer.weight, layer.bias, temperature).values
+
+        self.fill(filling, self._allocate(filling, output), moments)
+
+    def _allocate(self, filling: Filling, output: OutputLayer) -> TokenRows:
+        return self.allocate(filling, moments_width(output.layer.in_features), output.layer.weight.dtype)
 
     def open(self, examples: Sequence[Example], answer_only: bool) -> CachedMoments:
         """The teacher that reads these moments."""

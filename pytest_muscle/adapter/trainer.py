@@ -48,7 +48,10 @@ _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What the student learns: texts, recipe and teachers, in a vocabulary common to all models."""
+    """What the student learns: texts, recipe and teachers, in a vocabulary common to all models.
+
+    ``both`` are the two teachers by the recipe's weights, where these are known before: no other is asked.
+    """
 
     examples: Sequence[Example]
     collator: Collator
@@ -57,14 +60,22 @@ class Lesson:
     new: Teacher | CachedMoments | None
     vocabulary: int
     standing: Standing | None = None
+    both: CachedMoments | None = None
+
+    def trusted(self, batch: Mapping[str, Tensor], texts: Tensor) -> Tensor | None:
+        """Where the old teacher may teach, for tokens of a batch's ``texts`` [n]; None is everywhere."""
+        if self.standing is None:
+            return None
+        return self.standing.trusted(self.recipe.guard, batch["case"][texts])
 
 
 @dataclass(frozen=True, slots=True)
 class _Said:
     """What the teachers say of a batch's tokens."""
 
-    old: Any
-    new: Any
+    old: Any = None
+    new: Any = None
+    both: Any = None
 
 
 # Summed loss, the old teacher's summed weight, tokens.
@@ -194,6 +205,8 @@ class AdapterTrainer(Trainer):
     def _ask_teachers(self, batch: Mapping[str, Tensor]) -> _Said:
         lesson = self.lesson
         asked = batch, _counted(batch), lesson.vocabulary
+        if lesson.both:
+            return _Said(both=lesson.both.predict(*asked))
         return _Said(
             lesson.old.predict(*asked) if lesson.old and lesson.recipe.uses_old else None,
             lesson.new.predict(*asked) if lesson.new and lesson.recipe.uses_new else None,
@@ -204,11 +217,7 @@ class AdapterTrainer(Trainer):
         # A model that is sharded over devices only shows its output layer inside its own forward pass.
         output = None if self.sharded else self.student.output
         student = token_logits(model, output, batch, counted, lesson.vocabulary)
-        texts = torch.arange(len(counted), device=counted.device)[:, None].expand_as(counted)[counted]
-        targets = batch["labels"][:, 1:][counted]
-        truthful, trusted = batch["truthful"][texts], None
-        if lesson.standing is not None:
-            trusted = lesson.standing.trusted(lesson.recipe.guard, batch["case"][texts])
+        texts, targets = texts_of(counted), batch["labels"][:, 1:][counted]
         loss = token_loss(
             student,
             said.old,
@@ -216,8 +225,9 @@ class AdapterTrainer(Trainer):
             targets,
             lesson.recipe,
             sequence=texts,
-            truthful=truthful,
-            trusted=trusted,
+            truthful=batch["truthful"][texts],
+            trusted=lesson.trusted(batch, texts),
+            both=said.both,
         )
         return _PartLoss(loss.total, loss.from_old, len(targets))
 
@@ -304,6 +314,11 @@ class AdapterTrainer(Trainer):
 
 def _counted(batch: Mapping[str, Tensor]) -> Tensor:
     return batch["labels"][:, 1:] != IGNORED
+
+
+def texts_of(counted: Tensor) -> Tensor:
+    """The text's number in its batch, [n], for each position marked in ``counted`` [batch, tokens - 1]."""
+    return torch.arange(len(counted), device=counted.device)[:, None].expand_as(counted)[counted]
 
 
 def draws_numbers(model: Any) -> bool:

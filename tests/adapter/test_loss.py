@@ -12,7 +12,7 @@ from pytest_muscle.adapter.config import Mask, Recipe
 from pytest_muscle.adapter.logits import TokenLogits
 from pytest_muscle.adapter.loss import IGNORED, compatibility_loss, token_loss
 from pytest_muscle.adapter.masks import old_weight
-from pytest_muscle.adapter.moments import token_moments
+from pytest_muscle.adapter.moments import mixed_moments, token_moments
 
 BATCH, TOKENS, VOCABULARY, WIDTH = 3, 7, 11, 5
 
@@ -285,6 +285,33 @@ def test_from_moments_as_from_logits(monkeypatch, mask, share, temperature, bias
         found.append((torch.stack([loss.total, loss.from_old]).detach(), leaf.grad))
     for logits, moments in zip(*found, strict=True):
         torch.testing.assert_close(moments, logits, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("guarded", [True, False])
+def test_from_mixed_moments_as_from_both_teachers(monkeypatch, temperature, biased, guarded):
+    monkeypatch.setattr("pytest_muscle.adapter.logits._CHUNK_ELEMENTS", {"cpu": 4 * VOCABULARY})
+    states, heads, biases, targets, _ = with_heads(biased)
+    recipe = Recipe("average", temperature, 0.4)
+    trusted = torch.arange(len(targets)) % 3 > 0 if guarded else None
+    weight = torch.full((len(targets),), 0.5) * (1 if trusted is None else trusted)
+    found = []
+    for mixed in (False, True):
+        leaf = states[0].clone().requires_grad_()
+        student, *teachers = (
+            TokenLogits(s, VOCABULARY, w, b)
+            for s, w, b in zip([leaf, *states[1:]], heads, biases, strict=True)
+        )
+        both = None
+        if mixed:
+            told = list(zip(teachers, (weight, 1 - weight), strict=True))
+            both, teachers = mixed_moments(told, heads[0], biases[0], temperature), [None, None]
+        loss = token_loss(student, *teachers, targets, recipe, trusted=trusted, both=both)
+        loss.total.backward()
+        found.append((torch.stack([loss.total, loss.from_old]).detach(), leaf.grad))
+    for apart, together in zip(*found, strict=True):
+        torch.testing.assert_close(together, apart, atol=1e-12, rtol=1e-12)
 
 
 def test_moments_leave_the_teacher_as_it_was():

@@ -89,7 +89,7 @@ def test_the_start_stays_at_hand_as_a_teacher(tiny_model, adapted):
     trained = [name for name, p in student.model.named_parameters() if p.requires_grad]
     assert trained
     assert all(".default." in name for name in trained)
-    with student.as_new():
+    with student.acting_as("new"):
         torch.testing.assert_close(logits(student.model), expected, atol=1e-4, rtol=1e-4)
     assert student.model.training
     assert [name for name, p in student.model.named_parameters() if p.requires_grad] == trained

@@ -16,6 +16,7 @@ from pytest_muscle.adapter import (
     Recipe,
     TaskConfig,
     record_judgement,
+    sides,
     train_compatibility_adapter,
     train_task_adapter,
     trainer,
@@ -23,7 +24,7 @@ from pytest_muscle.adapter import (
 from pytest_muscle.adapter.data import encode_cases, read_cases, split_cases
 from pytest_muscle.adapter.progress import Note, Stage, Step, Validated
 from pytest_muscle.adapter.selection import Validation, select_epoch, select_recipe
-from pytest_muscle.adapter.student import build_student
+from pytest_muscle.adapter.student import build_student, shares_base
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.golden import GoldenCase
 from pytest_muscle.models.checkpoint import load_tokenizer, resolve_checkpoint
@@ -130,6 +131,55 @@ def test_cached_teachers_teach_what_live_ones_do(tiny_model, tiny_model_b, tmp_p
     assert_same(adapters["cached"], adapters["live"], 1e-4)
     # A long training sees its teachers by their moments.
     assert [len(stages[teacher]) for teacher in ("cached", "live")] == [2 * (epochs == 3), 0]
+
+
+@pytest.mark.parametrize(("guard", "epochs"), [("none", 1), ("none", 2), ("right", 2)])
+def test_teachers_of_known_weights_are_mixed_once(tiny_model, tiny_model_b, tmp_path, guard, epochs):
+    results, stages = {}, {}
+    for teacher in ("cached", "live"):
+        events = []
+        recipe = Recipe("average", 2.0, 0.3, guard)
+        config = quick(recipe=recipe, teacher=teacher, epochs=epochs)
+        results[teacher] = train(tiny_model, tiny_model_b, tmp_path / teacher, config, progress=events.append)
+        stages[teacher] = [str(event) for event in events if "both models" in str(event)]
+    assert_same(weights(results["cached"].path), weights(results["live"].path), 1e-4)
+    for cached, live in zip(*(results[name].report["steps"] for name in ("cached", "live")), strict=True):
+        assert cached == pytest.approx(live, abs=1e-4)
+    assert [len(stages[teacher]) for teacher in ("cached", "live")] == [epochs == 2, 0]
+
+
+@pytest.mark.parametrize("old_adapted", [True, False])
+@pytest.mark.parametrize("teacher", ["cached", "live"])
+def test_two_adapters_share_one_base(tiny_model, tmp_path, monkeypatch, old_adapted, teacher):
+    for name, seed in (("old", 2), ("new", 3)):
+        with quiet(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            lora = LoraConfig(r=seed, lora_alpha=4, target_modules=["q_proj"], init_lora_weights=False)
+            get_peft_model(load(tiny_model), lora).save_pretrained(tmp_path / name)
+    old = tmp_path / "old" if old_adapted else tiny_model
+    loaded = []
+    loading = sides.load_model
+    monkeypatch.setattr(sides, "load_model", lambda *a, **k: loaded.append(a[0].spec) or loading(*a, **k))
+    config = quick(teacher=teacher, selection="validation_loss")
+    shared = train(old, tmp_path / "new", tmp_path / "shared", config)
+    assert loaded == [str(tmp_path / "new")]
+    monkeypatch.setattr("pytest_muscle.adapter.stages.shares_base", lambda *_: False)
+    apart = train(old, tmp_path / "new", tmp_path / "apart", config)
+    assert_same(weights(shared.path), weights(apart.path), 1e-4)
+    assert shared.report["validation"]["old"] == apart.report["validation"]["old"]
+
+
+def test_an_old_adapter_of_another_kind_has_a_base_of_its_own(tiny_model, tiny_model_b, tmp_path):
+    for name, dora in (("plain", False), ("dora", True)):
+        lora = LoraConfig(r=2, target_modules=["q_proj"], use_dora=dora)
+        with quiet():
+            get_peft_model(load(tiny_model), lora).save_pretrained(tmp_path / name)
+    plain, dora, other = map(
+        resolve_checkpoint, (str(tmp_path / "plain"), str(tmp_path / "dora"), str(tiny_model_b))
+    )
+    assert shares_base(plain, plain)
+    assert not shares_base(dora, plain)
+    assert not shares_base(plain, other)
 
 
 @pytest.mark.parametrize("teacher", ["cached", "live"])
@@ -273,11 +323,18 @@ def test_a_full_disk_is_said(tiny_model, tiny_model_b, tmp_path, monkeypatch):
     assert train(tiny_model, tiny_model_b, tmp_path / "adapter").path
 
 
-def test_too_little_room_for_the_states_is_seen_before(tiny_model, tiny_model_b, tmp_path, monkeypatch):
+def test_where_the_disk_has_no_room_the_teachers_stay_in_memory(
+    tiny_model, tiny_model_b, tmp_path, monkeypatch
+):
+    expected = train(tiny_model, tiny_model_b, tmp_path / "live", quick(teacher="live"))
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(MuscleError, match=r"says of the tokens needs .* set teacher to live"):
-        train(tiny_model, tiny_model_b, tmp_path / "adapter")
+    result = train(tiny_model, tiny_model_b, tmp_path / "adapter")
+    notes = [note for note in result.notes if "0.0 GB are free" in note]
+    assert len(notes) == 2
+    assert "the old model stays in memory" in notes[0]
+    assert "the new model is run at every step" in notes[1]
+    assert_same(weights(result.path), weights(expected.path), 1e-4)
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0.05, 6), (6.0, 6), (5.0, None), (0.0, None)])
