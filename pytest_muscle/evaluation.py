@@ -87,12 +87,12 @@ _PARTS = (4, 2, 1, 1)
 def divide(cases: Sequence[GoldenCase], workers: int) -> list[list[GoldenCase]]:
     """Divide the cases into shares for so many workers: large ones first, small ones to even out the end.
 
-    A share holds cases of like length, the longest first, so that its batches are full. Every worker
-    divides the same cases alike.
+    A share holds cases that begin alike, so that a model reads what they have in common for few shares.
+    Every worker divides the same cases alike.
     """
     if workers == 1:
         return [list(cases)]
-    ordered = sorted(cases, key=_length, reverse=True)
+    ordered = sorted(cases, key=_beginning)
     done = list(accumulate(map(_length, ordered)))
     ends = list(accumulate(part for part in _PARTS for _ in range(workers)))
     shares: list[list[GoldenCase]] = [[] for _ in ends]
@@ -102,6 +102,11 @@ def divide(cases: Sequence[GoldenCase], workers: int) -> list[list[GoldenCase]]:
         while number + 1 < len(ends) and length * ends[-1] >= done[-1] * ends[number]:
             number += 1
     return [share for share in shares if share]
+
+
+def _beginning(case: GoldenCase) -> tuple[bool, tuple[str, ...]]:
+    """What a model reads of a case, after how it answers: choices and texts are asked apart."""
+    return bool(case.choices), (*(message["content"] for message in case.messages), case.prompt)
 
 
 def _length(case: GoldenCase) -> int:

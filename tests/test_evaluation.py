@@ -5,10 +5,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from pytest_muscle import evaluation
 from pytest_muscle.evaluation import ask, divide, held, silent
 from pytest_muscle.golden import GoldenCase
 from pytest_muscle.models import Response
@@ -126,12 +128,31 @@ def test_shares_hold_every_case_once_and_shrink(count, workers):
         assert sizes == pytest.approx([125] * 4 + [62.5] * 4 + [31.25] * 8, abs=1)
 
 
-def test_shares_are_of_like_lengths_the_longest_first():
-    given = [GoldenCase(f"c{i}", "d", "exact_match", ("4",), prompt="x" * (i % 40) * 100) for i in range(400)]
-    lengths = [[len(case.prompt) for case in share] for share in divide(given, 2)]
-    flat = [length for share in lengths for length in share]
-    assert flat == sorted(flat, reverse=True)
-    assert len(lengths[0]) < 100 < len(lengths[-3]) + len(lengths[-2]) + len(lengths[-1])
+def test_shares_hold_cases_that_begin_alike():
+    subjects = [f"{name} " * 50 for name in ("law", "music", "trees")]
+    given = [
+        GoldenCase(
+            f"c{i}",
+            "d",
+            "exact_match",
+            ("4",),
+            prompt=f"{'x' * (i % 40)}{i}" if i % 2 else "",
+            messages=({"role": "system", "content": subjects[i % 3]},) if i % 2 else (),
+            choices=() if i % 2 else (subjects[i % 3], "b"),
+        )
+        for i in range(600)
+    ]
+    shares = divide(given, 2)
+    told = [
+        [(bool(case.choices), *(m["content"] for m in case.messages)) for case in share] for share in shares
+    ]
+    flat = [each for share in told for each in share]
+    changes = sum(a != b for a, b in pairwise(flat))
+    assert changes == len(set(flat)) - 1
+    # Of about as much to read and write each, whatever the number of cases.
+    sizes = [sum(map(evaluation._length, share)) for share in shares]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
+    assert sizes[0] == pytest.approx(4 * sizes[-1], rel=0.2)
 
 
 def test_equal_requests_share_what_is_stored(store):

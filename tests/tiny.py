@@ -42,7 +42,10 @@ def save_tiny_model(directory: Path, *, seed: int, **changes: object) -> Path:
 
 
 def save_other_model(directory: Path, kind: str) -> Path:
-    """Save a tiny model of another architecture: attention windows, learned positions or recurrent."""
+    """Save a tiny model of another architecture: attention windows, learned positions or recurrent.
+
+    The window is shorter than a few words, or longer than all that a test asks (``long window``).
+    """
     import torch
     import transformers
 
@@ -54,6 +57,9 @@ def save_other_model(directory: Path, kind: str) -> Path:
     config = {
         "window": lambda: transformers.MistralConfig(
             **common, **small, num_key_value_heads=2, sliding_window=6, max_position_embeddings=256
+        ),
+        "long window": lambda: transformers.MistralConfig(
+            **common, **small, num_key_value_heads=2, sliding_window=200, max_position_embeddings=256
         ),
         "gpt2": lambda: transformers.GPT2Config(**common, n_embd=16, n_layer=2, n_head=4, n_positions=256),
         "mamba": lambda: transformers.MambaConfig(

@@ -191,7 +191,7 @@ def test_the_cache_moves_from_block_to_block(tiny_model: Path) -> None:
     assert tokens_run(model, packing.score, requests, 40) < 2 * sum(blocks) + 18 * 40
 
 
-@pytest.mark.parametrize("kind", ["window", "gpt2", "mamba"])
+@pytest.mark.parametrize("kind", ["window", "long window", "gpt2", "mamba"])
 def test_other_architectures_match_the_oracle_too(tmp_path: Path, kind: str) -> None:
     directory = save_other_model(tmp_path / kind, kind)
     cases = [
@@ -217,7 +217,8 @@ def test_choices_of_one_token_do_not_see_the_cases_before_them(
 
 
 @pytest.mark.parametrize(
-    ("kind", "packed"), [("llama", True), ("window", False), ("gpt2", True), ("mamba", False)]
+    ("kind", "packed"),
+    [("llama", True), ("window", False), ("long window", True), ("gpt2", True), ("mamba", False)],
 )
 def test_packing_is_used_where_it_gives_the_same_numbers(
     tmp_path: Path, kind: str, packed: bool, monkeypatch: pytest.MonkeyPatch

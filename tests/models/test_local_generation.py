@@ -102,7 +102,7 @@ def test_a_shared_prefix_is_run_once(talker: Path, monkeypatch: pytest.MonkeyPat
     assert tokens < 8 * length + 30 * 20 < 30 * length
 
 
-@pytest.mark.parametrize("kind", ["window", "gpt2", "mamba"])
+@pytest.mark.parametrize("kind", ["window", "long window", "gpt2", "mamba"])
 def test_other_architectures_generate_what_they_do_alone(tmp_path: Path, kind: str) -> None:
     directory = save_other_model(tmp_path / kind, kind)
     prompts = [*PROMPTS, *(f"{SHOTS}{i}" for i in range(16))]
@@ -110,7 +110,7 @@ def test_other_architectures_generate_what_they_do_alone(tmp_path: Path, kind: s
     assert texts(directory, [case(i, prompt) for i, prompt in enumerate(prompts)]) == expected
 
 
-@pytest.mark.parametrize("kind", ["llama", "window"])
+@pytest.mark.parametrize("kind", ["llama", "window", "long window"])
 def test_the_faster_loop_is_used_where_it_gives_the_same_logits(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +123,7 @@ def test_the_faster_loop_is_used_where_it_gives_the_same_logits(
     real = generation._plain
     monkeypatch.setattr(generation, "_plain", lambda *a: used.append("plain") or real(*a))
     texts(directory, [case(i, prompt) for i, prompt in enumerate(PROMPTS)])
-    assert used == ([] if kind == "llama" else ["plain"])
+    assert used == (["plain"] if kind == "window" else [])
 
 
 def test_a_loop_that_differs_is_not_used(talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:

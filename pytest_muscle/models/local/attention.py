@@ -27,7 +27,7 @@ States = dict[int, tuple[torch.Tensor, torch.Tensor]]
 _PIECE = 1024
 
 _NAME = "pytest_muscle_plan"
-_FOREIGN = ("sliding_window", "softcap", "s_aux", "position_bias", "head_mask")
+_FOREIGN = ("softcap", "s_aux", "position_bias", "head_mask")
 
 
 class Plan(Protocol):
@@ -126,6 +126,7 @@ def run(
             use_cache=False,
             logits_to_keep=torch.tensor(list(kept), device=device),
             plan=plan,
+            span=max(positions) + 1,
         ).logits
     return logits[0]
 
@@ -165,10 +166,13 @@ def _attend(
     attention_mask: torch.Tensor | None,
     *,
     plan: Plan,
+    span: int,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    if any(options.get(name) is not None for name in _FOREIGN):
+    is_short = sliding_window is not None and sliding_window < span
+    if is_short or any(options.get(name) is not None for name in _FOREIGN):
         raise NotImplementedError("a plan knows plain softmax attention only")
     layer: Any = module.layer_idx
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling

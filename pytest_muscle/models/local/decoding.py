@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from pytest_muscle.models.local.attention import Prefix, Segments, States, extend, run
 from pytest_muscle.models.local.trie import Row
@@ -283,6 +283,12 @@ def shared_prefix(model: PreTrainedModel, tokens: Sequence[int]) -> Prefix:
     return extend(model, Prefix(), tokens)
 
 
-def suits(model: PreTrainedModel) -> bool:
-    """Whether the library itself knows of no layer that attends to less than everything before."""
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+def suits(model: PreTrainedModel, tokens: int) -> bool:
+    """Whether the library knows of no layer that attends to less than all of a text of so many tokens."""
+    return all(_sees(layer, tokens) for layer in DynamicCache(config=model.config).layers)
+
+
+def _sees(layer: object, tokens: int) -> bool:
+    if isinstance(layer, DynamicSlidingWindowLayer):
+        return int(layer.sliding_window) >= tokens
+    return type(layer) is DynamicLayer

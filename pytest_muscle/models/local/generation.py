@@ -91,11 +91,12 @@ def _decoded(
     watched = max(range(len(prompts)), key=lambda i: len(prompts[i].tokens))
     watch = decoding.Watch(watched, prompts[watched].limit)
     batches = _in_slots(model, prompts, endings, watch, budget)
+    longest = max(len(prompt.tokens) + prompt.limit for prompt in prompts)
     held: Complete = []
     checked = False
     while not checked:
         try:
-            if not decoding.suits(model):
+            if not decoding.suits(model, longest):
                 raise _UnsuitableError
             held += next(batches)
             checked = watch.complete or any(prompt == watched for prompt, _ in held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import TYPE_CHECKING
 
@@ -100,15 +101,28 @@ def _forward(model: PreTrainedModel, batch: Sequence[Choices]) -> list[Scores]:
     inputs = torch.nn.utils.rnn.pad_sequence(
         [torch.tensor(row.tokens[:-1]) for row in rows], batch_first=True
     )
-    logits = model(input_ids=inputs.to(model.device), use_cache=False).logits
+    first = min(len(row.tokens) - 1 - row.scored for row in rows)
+    logits = _logits_from(model, inputs.to(model.device), first)
     sums = []
     for row, scores in zip(rows, logits, strict=True):
-        end = len(row.tokens) - 1
+        end = len(row.tokens) - 1 - first
         targets = torch.tensor(row.tokens[-row.scored :], device=logits.device)
         positions = torch.arange(row.scored, device=logits.device)
         sums.append(math.fsum(token_logprobs(scores[end - row.scored : end], positions, targets).tolist()))
     values = iter(sums)
     return [tuple(next(values) for _ in choices) for choices in batch]
+
+
+def _logits_from(model: PreTrainedModel, inputs: torch.Tensor, first: int) -> torch.Tensor:
+    """The logits [rows, tokens - first, vocabulary] after the tokens from ``first`` on."""
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        # A checkpoint's own code may always make all of them.
+        whole: torch.Tensor = model(input_ids=inputs, use_cache=False).logits
+        return whole[:, first:]
+    kept: torch.Tensor = model(
+        input_ids=inputs, use_cache=False, logits_to_keep=inputs.shape[1] - first
+    ).logits
+    return kept
 
 
 def _length(choices: Choices) -> int:
