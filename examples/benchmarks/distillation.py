@@ -1,7 +1,7 @@
 """Time a training step of a compatibility adapter against the naive loop, or against TRL's GKD.
 
     python distillation.py OLD NEW GOLDEN.jsonl [--peer naive|trl] [--rounds 5] [--batch 8] [--tokens 64]
-        [--prompt 40] [--profile]
+        [--prompt 40] [--row NAME] [--profile]
 
 ``--peer naive`` is the paper's loss written down plainly: three whole models in memory, all their logits,
 two KL divergences and a mask between them. ``--peer trl`` (``pip install trl datasets``) is the loss of its
@@ -37,6 +37,7 @@ from measuring import (
     matrix_product_rate,
     print_machine,
     print_profile,
+    print_row,
     require_one_thread,
 )
 from torch.nn import functional
@@ -277,6 +278,7 @@ class Trl(Peer):
         return self.trainer.compute_loss(self.model, batch, num_items_in_batch=tokens)
 
 
+NAMES = {"naive loop": "the naive loop", "TRL's GKD": "TRL's GKD"}
 PEERS = {"naive": (Naive, Recipe("student_wrong")), "trl": (Trl, Recipe("old_only"))}
 
 
@@ -335,6 +337,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=8, help="texts in a step")
     parser.add_argument("--tokens", type=int, default=64, help="tokens in a text")
     parser.add_argument("--prompt", type=int, default=0, help="tokens of a text that do not count")
+    parser.add_argument("--row", metavar="NAME", help="print the result as a row of README's table, too")
     parser.add_argument("--profile", action="store_true", help="say where the time goes")
     options = parser.parse_args(arguments)
     if options.profile:
@@ -351,7 +354,9 @@ def main(arguments: list[str] | None = None) -> None:
     print_machine()
     if options.profile:
         sides["pytest-muscle"].ask("profile")
-    print_sides(sides, peer)
+    print_sides(sides, peer, options.row)
+    scored = options.tokens - max(1, options.prompt)
+    print(f"a step has {options.batch * options.tokens} tokens, {options.batch * scored} of which count")
 
 
 def check(here: Process, there: Process) -> None:
@@ -366,27 +371,41 @@ def check(here: Process, there: Process) -> None:
         sys.exit("error: the two do not learn the same")
 
 
-def print_sides(sides: dict[str, Process], peer: str) -> None:
-    """A row for each side, ratios to the peer; then how near each came to its floor."""
+def print_sides(sides: dict[str, Process], peer: str, row: str | None) -> None:
+    """A row for each side, medians of the steps' ratios to the peer; how near each came to its floor."""
     medians = {
         name: [statistics.median(step[i] for step in side.steps) for i in (1, 2)]
         for name, side in sides.items()
     }
     ends = {name: side.ask("") for name, side in sides.items()}
     print(f"{'':16}{'CPU s':>8}{'ratio':>8}{'wall s':>8}{'ratio':>8}{'peak GB':>9}{'share':>7}{'before':>9}")
+    of_steps = {
+        name: [[a[i] / b[i] for a, b in zip(sides[peer].steps, side.steps, strict=True)] for i in (1, 2)]
+        for name, side in sides.items()
+    }
     for name, (cpu, wall) in medians.items():
-        ratios = [medians[peer][i] / value for i, value in enumerate((cpu, wall))]
+        ratios = [statistics.median(each) for each in of_steps[name]]
         memory = ends[name][0]
         print(
             f"{name:16}{cpu:8.2f}{ratios[0]:8.2f}{wall:8.2f}{ratios[1]:8.2f}{memory:9.2f}"
             f"{memory / ends[peer][0]:7.2f}{sides[name].teaching:7.1f} s"
         )
+    ours = next(name for name in sides if name != peer)
+    spread = "; ".join(
+        f"{what} from {min(each):.2f} to {max(each):.2f}"
+        for what, each in zip(("CPU", "wall"), of_steps[ours], strict=True)
+    )
+    print(f"ratios of {len(sides[ours].steps)} steps: {spread}")
     rate = matrix_product_rate()
     floors = {name: operations / rate for name, (_, operations) in ends.items()}
     for name, floor in floors.items():
         share = floor / medians[name][0]
         print(f"floor of {name}: {floor:.2f} s at {rate / 1e9:.0f} GFLOP/s, {share:.0%} of its time")
-    print(f"ratio at equal rates without any other work: {floors[peer] / min(floors.values()):.2f}")
+    bound = floors[peer] / min(floors.values())
+    print(f"ratio at equal rates without any other work: {bound:.2f}")
+    faster = f"{statistics.median(of_steps[ours][1]):.2f} times as fast as {NAMES[peer]}"
+    share = ends[ours][0] / ends[peer][0]
+    print_row(row, f"{faster}, in {share:.2f} of its memory", f"{bound:.2f}")
 
 
 if __name__ == "__main__":

@@ -2,24 +2,39 @@
 
     pip install lm-eval
     python generation.py MODEL GOLDEN.jsonl [--limit N] [--new-tokens 64] [--rounds 5] [--batch-sizes 8 16]
-        [--log ROUNDS.jsonl]
+        [--log ROUNDS.jsonl] [--row NAME] [--profile]
 
 The two run in turn, in float32 on the CPU; the harness generates through transformers' ``generate``, in
 batches sorted by length. Nothing counts before the texts were seen to be the same. Prints each round, the
-median CPU seconds and the ratio to the harness at its best batch size.
+median CPU seconds, the ratio to the harness at its best batch size and the floor: the arithmetic of the
+distinct tokens at the best rate of this machine's matrix products. ``--row`` adds the row of README's table,
+``--profile`` where the time goes.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from agree_with_lm_eval import harness
-from measuring import HERE, Contestant, interleaved, print_machine, print_table
+from measuring import (
+    HERE,
+    Contestant,
+    interleaved,
+    linear_sizes,
+    matrix_product_rate,
+    print_machine,
+    print_profile,
+    print_row,
+    print_table,
+    require_one_thread,
+)
 
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.golden import read_golden
@@ -28,11 +43,13 @@ from pytest_muscle.models.local.batching import generation_budget
 from pytest_muscle.models.local.encoding import Encoder, context_length
 from pytest_muscle.models.local.generation import generate
 from pytest_muscle.models.local.linear import pack_linears
+from pytest_muscle.models.local.trie import common_length
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lm_eval.models.huggingface import HFLM
+    from torch import nn
 
     from pytest_muscle.golden import GoldenCase
 
@@ -49,8 +66,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8], help="of lm-evaluation-harness")
+    parser.add_argument("--row", metavar="NAME", help="print the result as a row of README's table, too")
     parser.add_argument("--log", type=Path, help="file of rounds to go on with")
+    parser.add_argument("--profile", action="store_true", help="say where the time goes")
     options = parser.parse_args(arguments)
+    if options.profile:
+        require_one_thread(parser)
     try:
         cases = [case for case in read_golden(options.golden) if case.task != "multiple_choice"][
             : options.limit
@@ -93,7 +114,32 @@ def compare(options: argparse.Namespace, cases: Sequence[GoldenCase]) -> None:
 
     rounds = interleaved(options.rounds, contestants, check, options.log)
     print_machine()
-    print_table(rounds, contestants)
+    ratio = print_table(rounds, contestants)
+    prompts = [encoder.prompt(case).tokens for case in cases]
+    new = sum(len(tokenizer.encode(text or "")) for text in contestants[HERE].answer or [])
+    reached = statistics.median(r[HERE].cpu for r in rounds)
+    print_floor(model, prompts, new, reached)
+    print_row(options.row, f"{ratio:.2f} times as fast as lm-eval")
+    if options.profile:
+        print_profile(here)
+
+
+def print_floor(model: nn.Module, prompts: Sequence[tuple[int, ...]], new: int, reached: float) -> None:
+    """The seconds that the arithmetic of prompts and ``new`` tokens takes, and its share in those reached.
+
+    A product with the few rows of a step waits for the weights to come from memory, so that this is not to be
+    had for the new tokens.
+    """
+    ordered = sorted(prompts)
+    read = sum(map(len, ordered)) - sum(common_length(a, b) for a, b in pairwise(ordered))
+    sizes = dict(linear_sizes(model))
+    head = next((size for name, size in sizes.items() if name.endswith("lm_head")), 0)
+    operations = 2 * ((sum(sizes.values()) - head) * (read + new) + head * new)
+    rate = matrix_product_rate()
+    print(
+        f"floor: {operations / rate:.2f} s for {read} distinct tokens of prompts and about {new} new ones, "
+        f"at {rate / 1e9:.0f} GFLOP/s; reached {operations / rate / reached:.0%} of it"
+    )
 
 
 def written(lm: HFLM, cases: Sequence[GoldenCase]) -> Texts:

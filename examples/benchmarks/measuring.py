@@ -111,10 +111,10 @@ def ratios(round_: Round) -> str:
     )
 
 
-def print_table(rounds: Sequence[Round], contestants: Mapping[str, Contestant[T]]) -> None:
+def print_table(rounds: Sequence[Round], contestants: Mapping[str, Contestant[T]]) -> float:
     """Median and range of each contestant's CPU seconds, the tokens it ran, and the ratio to the best peer.
 
-    The ratio is the median of the rounds' own ratios.
+    The ratio is the median of the rounds' own ratios; returns the one by the clock.
     """
     medians = {name: statistics.median(r[name].cpu for r in rounds) for name in contestants}
     best = min((name for name in medians if name != HERE), key=medians.__getitem__)
@@ -128,6 +128,13 @@ def print_table(rounds: Sequence[Round], contestants: Mapping[str, Contestant[T]
     wall = [r[best].wall / r[HERE].wall for r in rounds]
     print(f"{best} / {HERE}, median of {len(rounds)} rounds: {statistics.median(cpu):.2f} in CPU time")
     print(f"(from {min(cpu):.2f} to {max(cpu):.2f}), {statistics.median(wall):.2f} on the clock")
+    return statistics.median(wall)
+
+
+def print_row(work: str | None, result: str, bound: str = "") -> None:
+    """The result as a row of the table in the project's README, where the ``work`` has a name there."""
+    if work:
+        print(f"| {work} | {result} | {bound} |")
 
 
 def print_machine() -> None:

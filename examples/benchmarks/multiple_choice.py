@@ -2,7 +2,7 @@
 
     pip install lm-eval
     python multiple_choice.py MODEL GOLDEN.jsonl [--limit N] [--shots K] [--ways W] [--rounds 5]
-        [--batch-sizes 4 8] [--log ROUNDS.jsonl] [--profile]
+        [--batch-sizes 4 8] [--log ROUNDS.jsonl] [--row NAME] [--profile]
 
 The two run in turn, in float32 on the CPU, and nothing counts before their choices were seen to be the same.
 ``--shots K`` puts K cases, drawn by seed and answered, before every other one; ``--ways W`` fills the choices
@@ -32,6 +32,7 @@ from measuring import (
     matrix_product_rate,
     print_machine,
     print_profile,
+    print_row,
     print_table,
     require_one_thread,
 )
@@ -63,6 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8], help="of lm-evaluation-harness")
     parser.add_argument("--ways", type=int, default=2, help="choices of each case")
     parser.add_argument("--log", type=Path, help="file of rounds to go on with")
+    parser.add_argument("--row", metavar="NAME", help="print the result as a row of README's table, too")
     parser.add_argument("--profile", action="store_true", help="say where the time goes")
     options = parser.parse_args(arguments)
     if options.profile:
@@ -104,16 +106,20 @@ def compare(options: argparse.Namespace, cases: Sequence[GoldenCase]) -> None:
 
     rounds = interleaved(options.rounds, contestants, check, options.log)
     print_machine()
-    print_table(rounds, contestants)
+    ratio = print_table(rounds, contestants)
     reached = statistics.median(r[HERE].cpu for r in rounds)
     peer = next(contestant.tokens for name, contestant in contestants.items() if name != HERE)
-    print_floor(model, [encoder.choices(case) for case in cases], reached, peer)
+    bound = print_floor(model, [encoder.choices(case) for case in cases], reached, peer)
+    print_row(options.row, f"{ratio:.2f} times as fast as lm-eval", f"{bound:.2f}")
     if options.profile:
         print_profile(here)
 
 
-def print_floor(model: nn.Module, requests: Sequence[Choices], reached: float, peer_tokens: int) -> None:
-    """The seconds that the arithmetic alone would take, its share in the time reached, and the peer's."""
+def print_floor(model: nn.Module, requests: Sequence[Choices], reached: float, peer_tokens: int) -> float:
+    """The seconds that the arithmetic alone would take, its share in the time reached, and the peer's.
+
+    Returns how many times as much arithmetic the peer has.
+    """
     inputs = sorted(choice.tokens[:-1] for choices in requests for choice in choices)
     shared = sum(common_length(a, b) for a, b in pairwise(inputs))
     distinct = sum(map(len, inputs)) - shared
@@ -132,6 +138,7 @@ def print_floor(model: nn.Module, requests: Sequence[Choices], reached: float, p
     print(
         f"lm-eval's arithmetic is {more:.2f} times as much: the ratio at equal rates without any other work"
     )
+    return more
 
 
 def few_shot(cases: list[GoldenCase], shots: int) -> list[GoldenCase]:

@@ -236,6 +236,34 @@ def test_packing_is_used_where_it_gives_the_same_numbers(
     assert (("plain", 3) in paths) is not packed
 
 
+@pytest.mark.parametrize("keeps", [True, False])
+def test_the_plain_path_makes_the_logits_it_needs(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, keeps: bool
+) -> None:
+    model = load_model(resolve_checkpoint(str(tiny_model)), device="cpu")
+    requests = encoded(tiny_model, CASES[:3])
+    expected = [oracle(tiny_model, asked) for asked in CASES[:3]]
+    made = []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda _, __, logits: made.append(logits.shape[1]))
+    if not keeps:  # As in a checkpoint's own code that has no such argument.
+        real = model.forward
+        monkeypatch.setattr(
+            model, "forward", lambda input_ids, use_cache: real(input_ids, use_cache=use_cache)
+        )
+    found = scores(scoring.score, model, requests, 1)
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, abs=2e-4)
+    longest = max(len(choice.tokens) - 1 for asked in requests for choice in asked)
+    assert (max(made) == longest) is not keeps
+    if keeps:
+        needed = [
+            max(len(c.tokens) for c in asked) - min(len(c.tokens) - c.scored for c in asked)
+            for asked in requests
+        ]
+        assert sorted(made) == sorted(needed)
+
+
 @pytest.mark.parametrize("failure", [lambda *_: iter([[(0, (0.0, 0.0))]]), lambda *_: 1 / 0])
 def test_a_packed_path_that_fails_or_differs_is_not_used(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, failure: Callable[..., object]
