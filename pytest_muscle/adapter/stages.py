@@ -99,12 +99,12 @@ class Training:
     def run(self, about: Mapping[str, Any]) -> AdapterResult:
         """Train, choose the epoch, write the adapter."""
         old, new = self.sides.get("old"), self.sides["student"]
-        student = None
+        student, acts = None, False
         if old and shares_base(old.checkpoint, new.checkpoint):
             student = self._student()
             with quiet():
-                student.keep_old(old.checkpoint.adapter, self.processes.device)
-        old_teacher = self._learn_old(student)
+                acts = student.keep_old(old.checkpoint.adapter, self.processes.device)
+        old_teacher = self._learn_old(student if acts else None)
         student = student or self._student()
         self.new = self._validate_new(student)
         lesson = self._lesson(student, old_teacher)

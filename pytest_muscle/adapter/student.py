@@ -91,12 +91,27 @@ class Student:
                     parameter.copy_(self._start[name.replace(".new.", f".{ADAPTER}.")])
         self.model.set_adapter(ADAPTER)
 
-    def keep_old(self, adapter: Path | None, device: torch.device) -> None:
-        """Let the student act as the old model, which is its base with another adapter, or with none."""
+    def keep_old(self, adapter: Path | None, device: torch.device) -> bool:
+        """Let the student act as the old model, which is its base with another adapter, or with none.
+
+        False where that cannot be: the adapter is on the output layer, too, which is applied apart here.
+        """
+        if adapter and self._is_on_output(adapter):
+            return False
         self._adapters["old"] = "old" if adapter else None
         if adapter:
             self.model.load_adapter(str(adapter), "old", torch_device=str(device))
             self.model.set_adapter(ADAPTER)
+        return True
+
+    def _is_on_output(self, adapter: Path) -> bool:
+        from peft.tuners.tuners_utils import check_target_module_exists
+
+        base: Any = self.model.get_base_model()
+        output = base.get_output_embeddings()
+        places = (name for name, module in base.named_modules() if module is output)
+        config = _adapter_config(adapter)
+        return any(check_target_module_exists(config, place) for place in places)
 
     @contextmanager
     def acting_as(self, role: Role) -> Iterator[None]:

@@ -148,21 +148,24 @@ def test_teachers_of_known_weights_are_mixed_once(tiny_model, tiny_model_b, tmp_
     assert [len(stages[teacher]) for teacher in ("cached", "live")] == [epochs == 2, 0]
 
 
-@pytest.mark.parametrize("old_adapted", [True, False])
+@pytest.mark.parametrize(
+    ("targets", "copies"), [(["q_proj"], 1), (["k_proj", "up_proj"], 1), ([], 1), (["q_proj", "lm_head"], 2)]
+)
 @pytest.mark.parametrize("teacher", ["cached", "live"])
-def test_two_adapters_share_one_base(tiny_model, tmp_path, monkeypatch, old_adapted, teacher):
+def test_two_adapters_share_one_base(tiny_model, tmp_path, monkeypatch, targets, copies, teacher):
     for name, seed in (("old", 2), ("new", 3)):
         with quiet(), torch.random.fork_rng():
             torch.manual_seed(seed)
-            lora = LoraConfig(r=seed, lora_alpha=4, target_modules=["q_proj"], init_lora_weights=False)
+            places = targets if name == "old" and targets else ["q_proj"]
+            lora = LoraConfig(r=seed, lora_alpha=4, target_modules=places, init_lora_weights=False)
             get_peft_model(load(tiny_model), lora).save_pretrained(tmp_path / name)
-    old = tmp_path / "old" if old_adapted else tiny_model
+    old = tmp_path / "old" if targets else tiny_model
     loaded = []
     loading = sides.load_model
     monkeypatch.setattr(sides, "load_model", lambda *a, **k: loaded.append(a[0].spec) or loading(*a, **k))
     config = quick(teacher=teacher, selection="validation_loss")
     shared = train(old, tmp_path / "new", tmp_path / "shared", config)
-    assert loaded == [str(tmp_path / "new")]
+    assert loaded == [str(tmp_path / "new"), str(old)][:copies]
     monkeypatch.setattr("pytest_muscle.adapter.stages.shares_base", lambda *_: False)
     apart = train(old, tmp_path / "new", tmp_path / "apart", config)
     assert_same(weights(shared.path), weights(apart.path), 1e-4)
