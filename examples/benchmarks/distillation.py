@@ -278,7 +278,6 @@ class Trl(Peer):
         return self.trainer.compute_loss(self.model, batch, num_items_in_batch=tokens)
 
 
-NAMES = {"naive loop": "the naive loop", "TRL's GKD": "TRL's GKD"}
 PEERS = {"naive": (Naive, Recipe("student_wrong")), "trl": (Trl, Recipe("old_only"))}
 
 
@@ -345,7 +344,7 @@ def main(arguments: list[str] | None = None) -> None:
     kind, recipe = PEERS[options.peer]
     sizes = options.batch, options.tokens, options.prompt
     work = Work(options.old, options.new, options.golden, *sizes, recipe)
-    peer = {"naive": "naive loop", "trl": "TRL's GKD"}[options.peer]
+    peer = {"naive": "the naive loop", "trl": "TRL's GKD"}[options.peer]
     sides = {"pytest-muscle": Process(Here, work), peer: Process(kind, work)}
     check(*sides.values())
     for _ in range(options.rounds):
@@ -403,7 +402,7 @@ def print_sides(sides: dict[str, Process], peer: str, row: str | None) -> None:
         print(f"floor of {name}: {floor:.2f} s at {rate / 1e9:.0f} GFLOP/s, {share:.0%} of its time")
     bound = floors[peer] / min(floors.values())
     print(f"ratio at equal rates without any other work: {bound:.2f}")
-    faster = f"{statistics.median(of_steps[ours][1]):.2f} times as fast as {NAMES[peer]}"
+    faster = f"{statistics.median(of_steps[ours][1]):.2f} times as fast as {peer}"
     share = ends[ours][0] / ends[peer][0]
     print_row(row, f"{faster}, in {share:.2f} of its memory", f"{bound:.2f}")
 

@@ -99,7 +99,7 @@ class Sources:
             self._say(
                 Note("the old model's logits are no plain function of hidden states: it stays in memory")
             )
-        elif self._cached and self._has_room(
+        elif self._cached and self._written(
             "the old model stays in memory", cache.write, "old", model, output
         ):
             return self._open(cache, "old")
@@ -112,7 +112,7 @@ class Sources:
         if self._cached and student.output and not cache.complete:
             self._say(Stage("new model: probabilities"))
             instead = "the new model is run at every step"
-            self._has_room(instead, cache.write, "student", _began_as(student), student.output)
+            self._written(instead, cache.write, "student", _began_as(student), student.output)
         if self._cached and cache.complete:
             return self._open(cache, "student").teacher
         student.keep_start()
@@ -141,7 +141,7 @@ class Sources:
             teachers = lesson.old, LiveTeacher(_began_as(student), output)
             seen = output, lesson.vocabulary, recipe.temperature
             instead = "the models are read one by one"
-            if not self._has_room(instead, cache.write_mixture, "student", teachers, old_weight, *seen):
+            if not self._written(instead, cache.write_mixture, "student", teachers, old_weight, *seen):
                 return None
         return replace(lesson, both=cache.open(lesson.examples, lesson.collator.answer_only))
 
@@ -158,7 +158,7 @@ class Sources:
             if not cache.complete:
                 self._say(Stage(f"{name} model: what the student's output layer sees of it"))
                 seen = output, lesson.vocabulary, *temperatures
-                self._has_room("its states are read", cache.write, "student", teacher, *seen)
+                self._written("its states are read", cache.write, "student", teacher, *seen)
             if cache.complete:
                 teachers[name] = cache.open(lesson.examples, lesson.collator.answer_only)
         return replace(lesson, **teachers)
@@ -168,8 +168,8 @@ class Sources:
         exact = isinstance(layer, nn.Linear) and layer.weight.dtype in (torch.float32, torch.float64)
         return exact and self._epochs >= epochs and not self._processes.share_weights
 
-    def _has_room(self, instead: str, write: Callable[..., None], side: str, *what: Any) -> bool:
-        """Write a cache, or say what is done ``instead``."""
+    def _written(self, instead: str, write: Callable[..., None], side: str, *what: Any) -> bool:
+        """Whether there was room to write a cache; where not, what is done ``instead`` is said."""
         told = self._told[side]
         filling = Filling(told.examples, told.collator, self._batch_tokens, self._processes)
         try:
