@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from measuring import (
+    fastest_product,
     linear_sizes,
-    matrix_product_rate,
     print_machine,
     print_profile,
     print_row,
@@ -395,7 +395,7 @@ def print_sides(sides: dict[str, Process], peer: str, row: str | None) -> None:
         for what, each in zip(("CPU", "wall"), of_steps[ours], strict=True)
     )
     print(f"ratios of {len(sides[ours].steps)} steps: {spread}")
-    rate = matrix_product_rate()
+    rate = fastest_product().rate
     floors = {name: operations / rate for name, (_, operations) in ends.items()}
     for name, floor in floors.items():
         share = floor / medians[name][0]

@@ -7,14 +7,13 @@
 The two run in turn, in float32 on the CPU; the harness generates through transformers' ``generate``, in
 batches sorted by length. Nothing counts before the texts were seen to be the same. Prints each round, the
 median CPU seconds, the ratio to the harness at its best batch size and the floor: the arithmetic of the
-distinct tokens at the best rate of this machine's matrix products. ``--row`` adds the row of README's table,
-``--profile`` where the time goes.
+distinct tokens, as plain matrix products that are timed in each round. ``--row`` adds the row of README's
+table, ``--profile`` where the time goes.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from dataclasses import replace
 from functools import partial
@@ -24,11 +23,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from agree_with_lm_eval import harness
 from measuring import (
+    FLOOR,
     HERE,
     Contestant,
+    floor,
     interleaved,
     linear_sizes,
-    matrix_product_rate,
     print_machine,
     print_profile,
     print_row,
@@ -100,14 +100,19 @@ def compare(options: argparse.Namespace, cases: Sequence[GoldenCase]) -> None:
         lm.batch_size_per_gpu = size
         return written(lm, cases)
 
-    contestants: dict[str, Contestant[Texts]] = {HERE: Contestant(here, model)}
-    for size in options.batch_sizes:
-        contestants[f"lm-eval, batches of {size}"] = Contestant(partial(there, size), lm.model)
+    ours = Contestant(here, model)
+    theirs = {
+        f"lm-eval, batches of {size}": Contestant(partial(there, size), lm.model)
+        for size in options.batch_sizes
+    }
+    ours.timed()
+    new = sum(len(tokenizer.encode(text or "")) for text in ours.answer or [])
+    least = arithmetic(model, [encoder.prompt(case).tokens for case in cases], new)
+    contestants = {HERE: ours, FLOOR: floor(least), **theirs}
 
     def check() -> None:
-        ours, *theirs = (contestant.answer or [] for contestant in contestants.values())
-        for other in theirs:
-            same = sum(mine == its for mine, its in zip(ours, other, strict=True))
+        for other in theirs.values():
+            same = sum(mine == its for mine, its in zip(ours.answer or [], other.answer or [], strict=True))
             print(f"same text: {same} of {len(cases)} prompts")
             if same < len(cases):
                 sys.exit("error: the two do not write the same")
@@ -115,31 +120,23 @@ def compare(options: argparse.Namespace, cases: Sequence[GoldenCase]) -> None:
     rounds = interleaved(options.rounds, contestants, check, options.log)
     print_machine()
     ratio = print_table(rounds, contestants)
-    prompts = [encoder.prompt(case).tokens for case in cases]
-    new = sum(len(tokenizer.encode(text or "")) for text in contestants[HERE].answer or [])
-    reached = statistics.median(r[HERE].cpu for r in rounds)
-    print_floor(model, prompts, new, reached)
     print_row(options.row, f"{ratio:.2f} times as fast as lm-eval")
     if options.profile:
         print_profile(here)
 
 
-def print_floor(model: nn.Module, prompts: Sequence[tuple[int, ...]], new: int, reached: float) -> None:
-    """The seconds that the arithmetic of prompts and ``new`` tokens takes, and its share in those reached.
+def arithmetic(model: nn.Module, prompts: Sequence[tuple[int, ...]], new: int) -> int:
+    """The floating-point operations that the products for prompts and ``new`` tokens take.
 
-    A product with the few rows of a step waits for the weights to come from memory, so that this is not to be
-    had for the new tokens.
+    A product with the few rows of a step waits for the weights to come from memory, so that the floor is not
+    to be had for the new tokens.
     """
     ordered = sorted(prompts)
     read = sum(map(len, ordered)) - sum(common_length(a, b) for a, b in pairwise(ordered))
     sizes = dict(linear_sizes(model))
     head = next((size for name, size in sizes.items() if name.endswith("lm_head")), 0)
-    operations = 2 * ((sum(sizes.values()) - head) * (read + new) + head * new)
-    rate = matrix_product_rate()
-    print(
-        f"floor: {operations / rate:.2f} s for {read} distinct tokens of prompts and about {new} new ones, "
-        f"at {rate / 1e9:.0f} GFLOP/s; reached {operations / rate / reached:.0%} of it"
-    )
+    print(f"{FLOOR}: the products for {read} distinct tokens of prompts and about {new} new ones")
+    return 2 * ((sum(sizes.values()) - head) * (read + new) + head * new)
 
 
 def written(lm: HFLM, cases: Sequence[GoldenCase]) -> Texts:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved rounds, the machine's rate, a table."""
+"""What the benchmarks share: interleaved rounds, the machine's products as a floor, a table."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import platform
 import statistics
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import nn
+
+from pytest_muscle.models.local.cores import Threads
 
 if TYPE_CHECKING:
     import argparse
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 HERE = "pytest-muscle"
+FLOOR = "the floor"
 
 # CPU seconds over which a rate is taken.
 _WINDOW = 0.3
@@ -47,7 +51,7 @@ class Contestant(Generic[T]):
     """One side of a benchmark; keeps its last answer, and how many tokens went through its model for it."""
 
     run: Callable[[], T]
-    model: nn.Module
+    model: nn.Module | None = None
     answer: T | None = None
     _passes: list[int] = field(default_factory=list)
 
@@ -59,11 +63,12 @@ class Contestant(Generic[T]):
     def timed(self) -> Run:
         """Run once; return how long it took."""
         self._passes.clear()
-        counter = self.model.register_forward_pre_hook(self._count, with_kwargs=True)
+        counter = self.model and self.model.register_forward_pre_hook(self._count, with_kwargs=True)
         cpu, wall = time.process_time(), time.perf_counter()
         self.answer = self.run()
         taken = Run(time.process_time() - cpu, time.perf_counter() - wall)
-        counter.remove()
+        if counter:
+            counter.remove()
         return taken
 
     def _count(
@@ -114,10 +119,10 @@ def ratios(round_: Round) -> str:
 def print_table(rounds: Sequence[Round], contestants: Mapping[str, Contestant[T]]) -> float:
     """Median and range of each contestant's CPU seconds, the tokens it ran, and the ratio to the best peer.
 
-    The ratio is the median of the rounds' own ratios; returns the one by the clock.
+    The ratio and the share of the floor are medians of the rounds' own; returns the ratio by the clock.
     """
     medians = {name: statistics.median(r[name].cpu for r in rounds) for name in contestants}
-    best = min((name for name in medians if name != HERE), key=medians.__getitem__)
+    best = min((name for name in medians if name not in (HERE, FLOOR)), key=medians.__getitem__)
     print(f"{'':28}{'CPU s':>10}{'min':>8}{'max':>8}{'wall s':>10}{'tokens':>10}")
     for name, contestant in contestants.items():
         cpu = [r[name].cpu for r in rounds]
@@ -128,6 +133,13 @@ def print_table(rounds: Sequence[Round], contestants: Mapping[str, Contestant[T]
     wall = [r[best].wall / r[HERE].wall for r in rounds]
     print(f"{best} / {HERE}, median of {len(rounds)} rounds: {statistics.median(cpu):.2f} in CPU time")
     print(f"(from {min(cpu):.2f} to {max(cpu):.2f}), {statistics.median(wall):.2f} on the clock")
+    print(f"(from {min(wall):.2f} to {max(wall):.2f})")
+    busy = [r[FLOOR].cpu / r[HERE].cpu for r in rounds]
+    whole = [r[FLOOR].wall / r[HERE].wall for r in rounds]
+    print(
+        f"share of the floor: {statistics.median(busy):.0%} in CPU time ({min(busy):.0%} to {max(busy):.0%}),"
+    )
+    print(f"{statistics.median(whole):.0%} on the clock ({min(whole):.0%} to {max(whole):.0%})")
     return statistics.median(wall)
 
 
@@ -152,27 +164,63 @@ def print_machine() -> None:
     print(", ".join(versions))
 
 
-def matrix_product_rate(sizes: Sequence[int] = (512, 1024), windows: int = 5) -> float:
-    """The most floating-point operations in a CPU second that single-precision matrix products reach here.
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A matrix product in single precision; ``rate`` is in floating-point operations a CPU second."""
 
-    The best of several sizes, both as PyTorch computes them and with weights laid out for oneDNN, each over
-    windows of time long enough for the clock: what threads have used is not known at once.
-    """
+    layer: nn.Module
+    inputs: torch.Tensor
+    rate: float = 0.0
+
+    @property
+    def operations(self) -> int:
+        """The floating-point operations of one product of square matrices."""
+        return 2 * len(self.inputs) ** 3
+
+    @torch.inference_mode()
+    def repeat(self, times: int) -> None:
+        """Make it so often."""
+        for _ in range(times):
+            self.layer(self.inputs)
+
+    def timed(self, windows: int) -> Product:
+        """With the best rate of some windows: long ones, as what threads have used is not known at once."""
+        best = 0.0
+        self.repeat(1)
+        for _ in range(windows):
+            start, done = time.process_time(), 0
+            while time.process_time() - start < _WINDOW:
+                self.repeat(1)
+                done += 1
+            best = max(best, done * self.operations / (time.process_time() - start))
+        return replace(self, rate=best)
+
+
+def fastest_product(sizes: Sequence[int] = (512, 1024), windows: int = 5) -> Product:
+    """The best of several sizes, both as PyTorch computes them and with weights laid out for oneDNN."""
     from pytest_muscle.models.local.linear import PackedLinear
 
-    best = 0.0
-    with torch.inference_mode():
-        for size in sizes:
-            inputs, layer = torch.rand(size, size), nn.Linear(size, size, bias=False)
-            for product in (layer, PackedLinear(layer)):
-                product(inputs)
-                for _ in range(windows):
-                    start, done = time.process_time(), 0
-                    while time.process_time() - start < _WINDOW:
-                        product(inputs)
-                        done += 1
-                    best = max(best, done * 2 * size**3 / (time.process_time() - start))
-    return best
+    tried = []
+    for size in sizes:
+        inputs, layer = torch.rand(size, size), nn.Linear(size, size, bias=False)
+        tried += [Product(each, inputs).timed(windows) for each in (layer, PackedLinear(layer))]
+    return max(tried, key=lambda product: product.rate)
+
+
+def floor(operations: float) -> Contestant[Any]:
+    """So many floating-point operations, as products of which each thread makes its own.
+
+    A contestant rather than a rate taken once, because the rate of a machine that others use changes by the
+    minute.
+    """
+    product, count = fastest_product(), torch.get_num_threads()
+    share = partial(product.repeat, round(operations / product.operations / count))
+
+    def run() -> None:
+        with Threads(count) as threads:
+            threads.run([share] * count)
+
+    return Contestant(run)
 
 
 def require_one_thread(parser: argparse.ArgumentParser) -> None:

@@ -7,15 +7,14 @@
 The two run in turn, in float32 on the CPU, and nothing counts before their choices were seen to be the same.
 ``--shots K`` puts K cases, drawn by seed and answered, before every other one; ``--ways W`` fills the choices
 up to W with those of the next cases. Prints each round, the median CPU seconds, the ratio to the harness at
-its best batch size, the tokens each ran, and the floor: the arithmetic of the tokens that are different, at
-the best rate of this machine's matrix products. ``--profile`` adds where this package's time goes.
+its best batch size, the tokens each ran, and the floor: the arithmetic of the tokens that are different, as
+plain matrix products that are timed in each round. ``--profile`` adds where this package's time goes.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-import statistics
 import sys
 from dataclasses import replace
 from functools import partial
@@ -25,11 +24,12 @@ from typing import TYPE_CHECKING
 
 from agree_with_lm_eval import Scores, harness, loglikelihoods, multiple_choice_cases, report
 from measuring import (
+    FLOOR,
     HERE,
     Contestant,
+    floor,
     interleaved,
     linear_sizes,
-    matrix_product_rate,
     print_machine,
     print_profile,
     print_row,
@@ -94,31 +94,36 @@ def compare(options: argparse.Namespace, cases: Sequence[GoldenCase]) -> None:
         lm.batch_size_per_gpu = batch_size
         return loglikelihoods(lm, cases)
 
-    contestants = {HERE: Contestant(here, model)}
-    for size in options.batch_sizes:
-        contestants[f"lm-eval, batches of {size}"] = Contestant(partial(there, size), lm.model)
+    ours = Contestant(here, model)
+    theirs = {
+        f"lm-eval, batches of {size}": Contestant(partial(there, size), lm.model)
+        for size in options.batch_sizes
+    }
+    least = arithmetic(model, [encoder.choices(case) for case in cases])
+    contestants = {HERE: ours, FLOOR: floor(least), **theirs}
 
     def check() -> None:
-        ours, *theirs = (contestant.answer or [] for contestant in contestants.values())
-        for other in theirs:
-            if not report(cases, ours, other, options.model):
+        for other in theirs.values():
+            if not report(cases, ours.answer or [], other.answer or [], options.model):
                 sys.exit("error: the two do not agree")
 
     rounds = interleaved(options.rounds, contestants, check, options.log)
     print_machine()
     ratio = print_table(rounds, contestants)
-    reached = statistics.median(r[HERE].cpu for r in rounds)
-    peer = next(contestant.tokens for name, contestant in contestants.items() if name != HERE)
-    bound = print_floor(model, [encoder.choices(case) for case in cases], reached, peer)
+    weights = sum(size for _, size in linear_sizes(model))
+    bound = 2 * weights * next(iter(theirs.values())).tokens / least
+    print(
+        f"lm-eval's arithmetic is {bound:.2f} times as much: the ratio at equal rates without any other work"
+    )
     print_row(options.row, f"{ratio:.2f} times as fast as lm-eval", f"{bound:.2f}")
     if options.profile:
         print_profile(here)
 
 
-def print_floor(model: nn.Module, requests: Sequence[Choices], reached: float, peer_tokens: int) -> float:
-    """The seconds that the arithmetic alone would take, its share in the time reached, and the peer's.
+def arithmetic(model: nn.Module, requests: Sequence[Choices]) -> int:
+    """The floating-point operations that the products for the distinct tokens take; prints how many they are.
 
-    Returns how many times as much arithmetic the peer has.
+    The output layer's are those of the scored ones only.
     """
     inputs = sorted(choice.tokens[:-1] for choices in requests for choice in choices)
     shared = sum(common_length(a, b) for a, b in pairwise(inputs))
@@ -128,17 +133,8 @@ def print_floor(model: nn.Module, requests: Sequence[Choices], reached: float, p
     }
     sizes = dict(linear_sizes(model))
     head = next((size for name, size in sizes.items() if name.endswith("lm_head")), 0)
-    operations = 2 * ((sum(sizes.values()) - head) * distinct + head * len(scored))
-    rate = matrix_product_rate()
-    print(
-        f"floor: {operations / rate:.2f} s for {distinct} distinct tokens, {len(scored)} of them scored, "
-        f"at {rate / 1e9:.0f} GFLOP/s; reached {operations / rate / reached:.0%} of it"
-    )
-    more = 2 * sum(sizes.values()) * peer_tokens / operations
-    print(
-        f"lm-eval's arithmetic is {more:.2f} times as much: the ratio at equal rates without any other work"
-    )
-    return more
+    print(f"{FLOOR}: the products for {distinct} distinct tokens, {len(scored)} of them scored")
+    return 2 * ((sum(sizes.values()) - head) * distinct + head * len(scored))
 
 
 def few_shot(cases: list[GoldenCase], shots: int) -> list[GoldenCase]:

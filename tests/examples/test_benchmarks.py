@@ -96,11 +96,22 @@ def test_further_choices_are_those_of_the_next_cases(script) -> None:
 
 def test_the_floor_counts_each_distinct_token_once(script, capsys: pytest.CaptureFixture[str]) -> None:
     choices = (Continuation((1, 2, 3, 4), 2), Continuation((1, 2, 3, 5, 6), 3), Continuation((1, 2, 7), 1))
-    script("multiple_choice.py")["print_floor"](torch.nn.Linear(2, 2), [choices, choices[:1]], 1.0, 12)
+    model = torch.nn.ModuleDict({"body": torch.nn.Linear(2, 5), "lm_head": torch.nn.Linear(5, 7)})
+    operations = script("multiple_choice.py")["arithmetic"](model, [choices, choices[:1]])
     # Inputs 1 2 3, 1 2 3 5 and 1 2: four distinct; scored after 1 2, 1 2 3 and 1 2 3 5.
-    told = capsys.readouterr().out
-    assert "for 4 distinct tokens, 3 of them scored" in told
-    assert "arithmetic is 3.00 times as much" in told
+    assert operations == 2 * (4 * 10 + 3 * 35)
+    assert "for 4 distinct tokens, 3 of them scored" in capsys.readouterr().out
+
+
+def test_the_floor_does_its_operations(script, monkeypatch: pytest.MonkeyPatch) -> None:
+    measuring = script("measuring.py")
+    product = measuring["Product"](torch.nn.Linear(4, 4), torch.rand(4, 4))
+    done = []
+    product.layer.register_forward_hook(lambda *_: done.append(1))
+    monkeypatch.setitem(measuring["floor"].__globals__, "fastest_product", lambda: product)
+    least = measuring["floor"](1280)
+    assert least.timed().wall > 0
+    assert len(done) * product.operations == 1280
 
 
 def test_contestants_take_turns_and_go_on_from_the_log(script, tmp_path: Path) -> None:

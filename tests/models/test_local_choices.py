@@ -4,7 +4,7 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from threading import get_ident
 
@@ -20,6 +20,7 @@ from pytest_muscle.models.local import attention, choosing, packing, scoring
 from pytest_muscle.models.local.batching import Budget
 from pytest_muscle.models.local.encoding import Choices, Encoder
 from pytest_muscle.models.local.linear import pack_linears
+from pytest_muscle.models.local.output import find_output_layer
 from pytest_muscle.models.local.trie import common_length
 from pytest_muscle.models.quiet import quiet
 
@@ -231,9 +232,12 @@ def test_packing_is_used_where_it_gives_the_same_numbers(
         monkeypatch.setattr(
             module, "score", lambda *a, real=real, name=name: paths.append((name, len(a[1]))) or real(*a)
         )
-    answers(directory, CASES[:3])
+    model = open_model(str(directory), ModelOptions(device="cpu"))
+    list(model.respond(CASES[:3]))
     assert paths[0] == ("packed", 3)
     assert (("plain", 3) in paths) is not packed
+    assert bool(model.notices) is not packed
+    assert all("plain padded batches" in notice for notice in model.notices)
 
 
 @pytest.mark.parametrize("keeps", [True, False])
@@ -287,7 +291,8 @@ def test_rows_side_by_side_match_the_oracle(tiny_model: Path, tokens: int) -> No
     model = load_model(resolve_checkpoint(str(tiny_model)), device="cpu")
     pack_linears(model)
     requests = encoded(tiny_model, MANY)
-    first, again = (scores(packing.score, model, requests, tokens) for _ in range(2))
+    by_blocks = partial(packing.score, output=find_output_layer(model))
+    first, again = (scores(by_blocks, model, requests, tokens) for _ in range(2))
     assert first == again
     for asked, found in zip(MANY, first, strict=True):
         assert found == pytest.approx(oracle(tiny_model, asked), abs=2e-4), asked.prompt
@@ -319,12 +324,15 @@ def test_a_model_is_as_it_was_when_a_row_fails(tiny_model: Path) -> None:
     model = load_model(resolve_checkpoint(str(tiny_model)), device="cpu")
     pack_linears(model)
     requests = encoded(tiny_model, MANY)
-    expected = scores(packing.score, model, requests, 1000)
+    by_blocks = partial(packing.score, output=find_output_layer(model))
+    expected = scores(by_blocks, model, requests, 1000)
     failing = Memory(model, 0, RuntimeError("a defect"))
     with pytest.raises(RuntimeError, match="a defect"):
-        list(packing.score(model, requests, Budget(1000)))
+        list(by_blocks(model, requests, Budget(1000)))
     failing.stop()
-    assert scores(packing.score, model, requests, 1000) == expected
+    assert scores(by_blocks, model, requests, 1000) == expected
+    for whole, blocks in zip(scores(packing.score, model, requests, 1000), expected, strict=True):
+        assert whole == pytest.approx(blocks, abs=1e-4)
 
 
 class Memory:

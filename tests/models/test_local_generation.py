@@ -122,8 +122,10 @@ def test_the_faster_loop_is_used_where_it_gives_the_same_logits(
     used = []
     real = generation._plain
     monkeypatch.setattr(generation, "_plain", lambda *a: used.append("plain") or real(*a))
-    texts(directory, [case(i, prompt) for i, prompt in enumerate(PROMPTS)])
+    model = open_model(str(directory), ModelOptions(device="cpu"))
+    list(model.respond([case(i, prompt) for i, prompt in enumerate(PROMPTS)]))
     assert used == (["plain"] if kind == "window" else [])
+    assert ["plain padded batches" in notice for notice in model.notices] == [True] * len(used)
 
 
 def test_a_loop_that_differs_is_not_used(talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:

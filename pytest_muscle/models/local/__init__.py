@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_PLAIN = (
+    "runs in plain padded batches, because its layers do not compute packed ones as they compute each text "
+    "alone; the answers are right, and take longer"
+)
 _TOO_LARGE = "the device ran out of memory even on this case alone; use a smaller dtype or another device"
 
 
@@ -125,7 +129,8 @@ class LocalModel:
             yield refused
         if not requests:
             return
-        for batch in score(model, requests, scoring_budget(model, self._options.batch_tokens)):
+        budget = scoring_budget(model, self._options.batch_tokens)
+        for batch in score(model, requests, budget, self._tell_plain):
             yield [(asked[i], _chosen(scores)) for i, scores in batch]
 
     def _write(self, cases: Sequence[GoldenCase]) -> Iterator[Batch]:
@@ -139,8 +144,13 @@ class LocalModel:
         if self._options.temperature:
             prompts = [self._drawing(prompt, case) for prompt, case in zip(prompts, asked, strict=True)]
         budget = generation_budget(model, self._options.batch_tokens)
-        for batch in generate(model, encoder.tokenizer, prompts, budget):
+        for batch in generate(model, encoder.tokenizer, prompts, budget, self._tell_plain):
             yield [(asked[i], _written(text)) for i, text in batch]
+
+    def _tell_plain(self) -> None:
+        notice = f"{self.spec}: {_PLAIN}"
+        if notice not in self.notices:
+            self.notices.append(notice)
 
     def _drawing(self, prompt: Prompt, case: GoldenCase) -> Prompt:
         name = f"{self._options.seed}/{case.request_digest()}"

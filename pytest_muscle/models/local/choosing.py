@@ -10,9 +10,11 @@ import torch
 from pytest_muscle.models.local import packing, scoring
 from pytest_muscle.models.local.batching import Budget
 from pytest_muscle.models.local.encoding import Choices, Continuation
+from pytest_muscle.models.local.linear import PackedLinear
+from pytest_muscle.models.local.output import OutputLayer, find_output_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from transformers import PreTrainedModel
 
@@ -22,26 +24,39 @@ if TYPE_CHECKING:
 _PROBED, _AMPLE = 36, 4096
 
 
-def score(model: PreTrainedModel, requests: Sequence[Choices], budget: Budget) -> Iterator[ScoredBatch]:
+def score(
+    model: PreTrainedModel,
+    requests: Sequence[Choices],
+    budget: Budget,
+    on_plain: Callable[[], None] | None = None,
+) -> Iterator[ScoredBatch]:
     """Yield ``(index of the request, log-likelihood of each choice in nats)`` batch by batch.
 
     Whether the model can be run on packed tries (attention windows, recurrent layers and code of its own
     may prevent it) is found out by comparing both paths: on the longest request, which is in the first batch,
-    and on two short ones that share a row and a prefix.
+    and on two short ones that share a row and a prefix. ``on_plain`` is called where it cannot.
     """
     if not requests:
         return
     try:
-        batches = packing.score(model, requests, budget)
+        batches = packing.score(model, requests, budget, _output_by_blocks(model))
         first = next(batches)
         suits = _agrees(model, requests, first) and _keeps_apart(model, requests)
     except Exception:  # A model without such attention may fail in any way.
         suits = False
     if not suits:
+        if on_plain:
+            on_plain()
         yield from scoring.score(model, requests, budget)
         return
     yield first
     yield from batches
+
+
+def _output_by_blocks(model: PreTrainedModel) -> OutputLayer | None:
+    """The output layer where blocks of its logits pay: elsewhere than on a CPU one product is better."""
+    output = find_output_layer(model)
+    return output if output is not None and isinstance(output.layer, PackedLinear) else None
 
 
 def _agrees(model: PreTrainedModel, requests: Sequence[Choices], batch: ScoredBatch) -> bool:

@@ -15,7 +15,7 @@ from pytest_muscle.models.local.stopping import Endings, end_tokens
 from pytest_muscle.models.local.trie import common_length
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -38,15 +38,16 @@ def generate(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     budget: Budget,
+    on_plain: Callable[[], None] | None = None,
 ) -> Iterator[list[tuple[int, str | None]]]:
     """Yield ``(index of the prompt, text)``; the text is without the prompt and the stop string.
 
     None stands for a prompt that does not fit into memory. Greedy texts are those of plain ``generate``,
-    which also does the work for models that the faster loop does not suit.
+    which also does the work for models that the faster loop does not suit; then ``on_plain`` is called.
     """
     for group in _groups(prompts):
         members = [prompts[i] for i in group]
-        for batch in _generate_group(model, tokenizer, members, budget):
+        for batch in _generate_group(model, tokenizer, members, budget, on_plain):
             yield [(group[item], text) for item, text in batch]
 
 
@@ -64,7 +65,11 @@ def _groups(prompts: Sequence[Prompt]) -> list[list[int]]:
 
 
 def _generate_group(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], budget: Budget
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    budget: Budget,
+    on_plain: Callable[[], None] | None,
 ) -> Iterator[list[tuple[int, str | None]]]:
     endings = Endings(tokenizer, prompts, end_tokens(model, tokenizer))
     batches = _decoded(model, prompts, endings, budget)
@@ -73,6 +78,8 @@ def _generate_group(
         first = next(batches) if len(prompts) > 2 else None
     except _UnsuitableError:
         first = None
+        if on_plain:
+            on_plain()
     if first is None:
         batches = _plainly(model, tokenizer, prompts, endings, budget)
     for batch in chain([first] if first else [], batches):

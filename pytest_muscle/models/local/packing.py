@@ -21,7 +21,6 @@ from pytest_muscle.models.local.attention import Prefix, Segments, extend, plann
 from pytest_muscle.models.local.batching import Budget, run_in_batches
 from pytest_muscle.models.local.cores import Threads, threads_for
 from pytest_muscle.models.local.linear import PackedLinear
-from pytest_muscle.models.local.output import OutputLayer, find_output_layer
 from pytest_muscle.models.local.scoring import ScoredBatch, Scores, output_logprobs, token_logprobs
 from pytest_muscle.models.local.trie import Row, common_length
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pytest_muscle.models.local.encoding import Choices
+    from pytest_muscle.models.local.output import OutputLayer
 
 # A shorter common prefix costs more as a forward pass of its own than it saves.
 _WORTHWHILE = 32
@@ -39,21 +39,20 @@ _WORTHWHILE = 32
 _SHORTEST = 128
 
 
-def score(model: PreTrainedModel, requests: Sequence[Choices], budget: Budget) -> Iterator[ScoredBatch]:
+def score(
+    model: PreTrainedModel, requests: Sequence[Choices], budget: Budget, output: OutputLayer | None = None
+) -> Iterator[ScoredBatch]:
     """Yield ``(index of the request, log-likelihood of each choice in nats)``, from the longest request on.
 
     The order is that of their tokens, taken as a circle. None stands for a request that does not fit into
-    memory.
+    memory. With the model's ``output`` layer the logits are made of it block by block.
     """
     heads = [_head(choices) for choices in requests]
     order = sorted(range(len(requests)), key=heads.__getitem__)
     first = max(range(len(order)), key=lambda place: length(requests[order[place]]), default=0)
     order = order[first:] + order[:first]
-    output = find_output_layer(model)
-    # Elsewhere than on a CPU one large product is better than several small ones.
-    blockwise = output if output is not None and isinstance(output.layer, PackedLinear) else None
     with Threads(threads_for(model)) as threads:
-        walk = _Walk(model, [requests[i] for i in order], [heads[i] for i in order], blockwise, threads)
+        walk = _Walk(model, [requests[i] for i in order], [heads[i] for i in order], output, threads)
         for batch in run_in_batches(len(order), budget, walk.take, walk.run):
             yield [(order[item], scores) for item, scores in batch]
 
