@@ -21,7 +21,7 @@ from pytest_muscle.models.local.batching import Budget
 from pytest_muscle.models.local.encoding import Choices, Encoder
 from pytest_muscle.models.local.linear import pack_linears
 from pytest_muscle.models.local.output import find_output_layer
-from pytest_muscle.models.local.trie import common_length
+from pytest_muscle.models.local.trie import Row, common_length
 from pytest_muscle.models.quiet import quiet
 
 FEW_SHOT = "Question: how many apples are left? Answer: 12 apples are left in the box.\n\n" * 2
@@ -238,6 +238,82 @@ def test_packing_is_used_where_it_gives_the_same_numbers(
     assert (("plain", 3) in paths) is not packed
     assert bool(model.notices) is not packed
     assert all("plain padded batches" in notice for notice in model.notices)
+
+
+@pytest.fixture
+def undivided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows as they are made elsewhere than on a CPU."""
+    monkeypatch.setattr(Row, "behind", lambda prefix, device: Row(len(prefix.tokens), divided=False))
+
+
+@pytest.mark.usefixtures("undivided")
+@pytest.mark.parametrize("tokens", [1, 300, 100_000])
+def test_one_attention_for_a_whole_row_matches_the_oracle(tiny_model: Path, tokens: int) -> None:
+    model = load_model(resolve_checkpoint(str(tiny_model)), device="cpu")
+    made = []
+    real = Row.segments
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Row, "segments", lambda self: made.append(real(self)) or made[-1])
+        found = scores(packing.score, model, encoded(tiny_model, MANY[:9]), tokens)
+    assert {len(segments) for segments in made} == {1}
+    # Nothing is looked up for a layer: the one segment sees the row as it lies.
+    assert all(segment.seen is None for (segment,) in made)
+    for asked, values in zip(MANY, found, strict=False):
+        assert values == pytest.approx(oracle(tiny_model, asked), abs=2e-4), asked.prompt
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 17])
+def test_a_masks_rows_are_aligned(width: int) -> None:
+    hidden = torch.ones((width, width), dtype=torch.bool).triu(1)
+    mask = attention._additive(hidden, 3, 2, torch.zeros(1, dtype=torch.bfloat16))
+    assert mask.shape == (2 * width, 3 + width)
+    assert mask.stride(0) % 16 == 0
+    expected = torch.cat([torch.zeros(width, 3, dtype=torch.bool), hidden], dim=1).repeat(2, 1)
+    assert torch.equal(mask < -1e30, expected)
+    assert torch.equal(mask == 0, ~expected)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("kind", "packed"), [("llama", True), ("mamba", False)])
+def test_half_precision_is_packed_where_it_suits(tmp_path: Path, dtype: str, kind: str, packed: bool) -> None:
+    directory = tmp_path / kind
+    save_tiny_model(directory, seed=0) if kind == "llama" else save_other_model(directory, kind)
+    model = load_model(resolve_checkpoint(str(directory)), device="cpu", dtype=dtype)
+    with torch.no_grad():  # So that logits are as large as those of real models.
+        model.lm_head.weight.mul_(8)
+    told: list[str] = []
+    requests = encoded(directory, CASES[:6])
+    found = scores(partial(choosing.score, on_plain=lambda: told.append("plain")), model, requests, 300)
+    assert told == ([] if packed else ["plain"])
+    expected = scores(scoring.score, model.double(), requests, 300)
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, rel=0.02, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("found", "plain", "dtype", "close"),
+    [
+        # What SmolLM2 gave for two unlikely tokens in a row and alone, and where a row leaked into another.
+        (-38.02, -38.50, torch.bfloat16, True),
+        (-41.59, -41.51, torch.float16, True),
+        (-32.77, -41.70, torch.bfloat16, False),
+        (-41.59, -41.51, torch.float32, False),
+        (-41.2838, -41.2839, torch.float32, True),
+        (math.nan, math.nan, torch.float32, True),
+        (math.nan, -1.0, torch.float32, False),
+    ],
+)
+def test_rounding_explains_small_differences_only(
+    found: float, plain: float, dtype: torch.dtype, close: bool
+) -> None:
+    assert choosing._close(found, plain, 2, dtype) is close
+
+
+def test_a_window_shorter_than_a_text_is_refused_by_itself(tmp_path: Path) -> None:
+    directory = save_other_model(tmp_path / "window", "window")
+    model = load_model(resolve_checkpoint(str(directory)), device="cpu")
+    with pytest.raises(NotImplementedError, match="plain softmax attention"):
+        list(packing.score(model, encoded(directory, CASES[:3]), Budget(1000)))
 
 
 @pytest.mark.parametrize("keeps", [True, False])

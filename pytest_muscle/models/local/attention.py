@@ -15,6 +15,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from pytest_muscle.models.local.transfers import sent
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -25,6 +27,9 @@ States = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
 # The tokens of a prefix that are run at once: masks grow with their square.
 _PIECE = 1024
+
+# GPU kernels want a mask's rows to begin at multiples of it; other masks they copy in every layer.
+_ALIGNED = 16
 
 _NAME = "pytest_muscle_plan"
 _FOREIGN = ("softcap", "s_aux", "position_bias", "head_mask")
@@ -121,10 +126,10 @@ def run(
     device = model.device
     with planned(model):
         logits: torch.Tensor = model(
-            input_ids=torch.tensor([list(tokens)], device=device),
-            position_ids=torch.tensor([list(positions)], device=device),
+            input_ids=sent(torch.tensor([list(tokens)]), device),
+            position_ids=sent(torch.tensor([list(positions)]), device),
             use_cache=False,
-            logits_to_keep=torch.tensor(list(kept), device=device),
+            logits_to_keep=sent(torch.tensor(list(kept)), device),
             plan=plan,
             span=max(positions) + 1,
         ).logits
@@ -190,6 +195,8 @@ def _joined(
 
 def _additive(hidden: torch.Tensor, depth: int, times: int, like: torch.Tensor) -> torch.Tensor:
     rows, columns = hidden.shape
-    mask = torch.zeros((rows, depth + columns), dtype=like.dtype)
-    mask[:, depth:].masked_fill_(hidden, torch.finfo(like.dtype).min)
-    return mask.repeat(times, 1).to(like.device)
+    width = depth + columns
+    room = -(-width // _ALIGNED) * _ALIGNED
+    mask = like.new_zeros((times * rows, room))[:, :width]
+    mask[:, depth:].masked_fill_(sent(hidden, like.device).repeat(times, 1), torch.finfo(like.dtype).min)
+    return mask

@@ -64,8 +64,7 @@ def _agrees(model: PreTrainedModel, requests: Sequence[Choices], batch: ScoredBa
     # The last choice comes after all others in the row and would show if it saw them.
     last = requests[item][-1:]
     ((_, plain),) = next(scoring.score(model, [last], Budget(1)))
-    noise = torch.finfo(model.dtype).eps ** 0.5 * last[0].scored
-    return found is None or plain is None or _close(found[-1], plain[0], noise)
+    return found is None or plain is None or _close(found[-1], plain[0], last[0].scored, model.dtype)
 
 
 def _keeps_apart(model: PreTrainedModel, requests: Sequence[Choices]) -> bool:
@@ -82,10 +81,9 @@ def _keeps_apart(model: PreTrainedModel, requests: Sequence[Choices]) -> bool:
         _invented((*context[:-4], 3, 2, 1, 0)[: len(context)], (2, 3), (3, 0)),
     ]
     plain = _last(scoring.score(model, [probe[-1:] for probe in probes], Budget(_AMPLE)))
-    noise = torch.finfo(model.dtype).eps ** 0.5 * 2
     # In one row, and then one by one behind the prefix.
     packed = [_last(packing.score(model, probes, Budget(budget))) for budget in (_AMPLE, 1)]
-    return all(_close(a, b, noise) for each in packed for a, b in zip(each, plain, strict=True))
+    return all(_close(a, b, 2, model.dtype) for each in packed for a, b in zip(each, plain, strict=True))
 
 
 def _last(batches: Iterator[ScoredBatch]) -> list[float]:
@@ -98,5 +96,12 @@ def _invented(context: tuple[int, ...], *choices: tuple[int, ...]) -> Choices:
     return tuple(Continuation((*context, *choice), len(choice)) for choice in choices)
 
 
-def _close(a: float, b: float, tolerance: float) -> bool:
-    return abs(a - b) <= tolerance or (math.isnan(a) and math.isnan(b))
+def _close(a: float, b: float, scored: int, dtype: torch.dtype) -> bool:
+    """Whether two log-likelihoods of ``scored`` tokens differ by no more than rounding explains.
+
+    Logits are rounded in proportion to their size, which in half precision counts for unlikely tokens.
+    """
+    if math.isnan(a) and math.isnan(b):
+        return True
+    epsilon = torch.finfo(dtype).eps
+    return abs(a - b) <= math.sqrt(epsilon) * scored + 2 * epsilon * abs(b)

@@ -16,6 +16,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from pytest_muscle.models.local.attention import Prefix, Segments, States, extend, run
+from pytest_muscle.models.local.transfers import sent
 from pytest_muscle.models.local.trie import Row
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class Decoder:
         slot = len(self.rows) - len(coming)
         start = 0
         while start < len(coming):
-            row, paths = Row(len(self.prefix.tokens)), list[list[int]]()
+            row, paths = Row.behind(self.prefix, self.model.device), list[list[int]]()
             while start + len(paths) < len(coming) and len(row.tokens) < self.row:
                 row.begin()
                 paths.append(row.insert(self.prompts[coming[start + len(paths)]].tokens))
@@ -173,21 +174,23 @@ class _Slots:
 
     def fill(self, first: int, paths: Sequence[Sequence[int]], states: States) -> None:
         """Put the states of a row's paths into the slots from ``first`` on."""
+        device = next(iter(states.values()))[0].device
+        indices = [sent(torch.tensor(path), device) for path in paths]
         for layer, pair in states.items():
             if layer not in self.states:
                 _, heads, _, size = pair[0].shape
                 shape = (len(self.lengths), heads, self.capacity, size)
                 self.states[layer] = pair[0].new_zeros(shape), pair[1].new_zeros(shape)
             for own, row in zip(self.states[layer], pair, strict=True):
-                for slot, path in enumerate(paths, first):
-                    own[slot, :, : len(path)] = row[0][:, list(path)]
+                for slot, index in enumerate(indices, first):
+                    own[slot, :, : len(index)] = row[0][:, index]
         for slot, path in enumerate(paths, first):
             self.lengths[slot] = len(path)
 
     def open(self) -> None:
         """Prepare to take a token into each slot."""
         device = next(iter(self.states.values()))[0].device
-        lengths = torch.tensor(self.lengths, device=device)
+        lengths = sent(torch.tensor(self.lengths), device)
         width = max(self.lengths) + 1
         self._places = torch.arange(len(lengths), device=device), lengths
         self._mask = (torch.arange(width, device=device) <= lengths[:, None])[:, None, None]

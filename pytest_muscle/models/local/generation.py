@@ -12,6 +12,7 @@ from pytest_muscle.models.local import decoding
 from pytest_muscle.models.local.batching import Budget, attempt, run_in_batches, scoring_budget
 from pytest_muscle.models.local.sampling import Picker
 from pytest_muscle.models.local.stopping import Endings, end_tokens
+from pytest_muscle.models.local.transfers import sent
 from pytest_muscle.models.local.trie import common_length
 
 if TYPE_CHECKING:
@@ -198,8 +199,8 @@ def _plain(
     try:
         generating: Any = model
         output = generating.generate(
-            inputs=inputs.to(model.device),
-            attention_mask=mask.to(model.device),
+            inputs=sent(inputs, model.device),
+            attention_mask=sent(mask, model.device),
             generation_config=config,
             stopping_criteria=[criteria],
             logits_processor=[_Draw(Picker(prompts), len(prompts))],

@@ -22,6 +22,7 @@ from pytest_muscle.models.local.batching import Budget, run_in_batches
 from pytest_muscle.models.local.cores import Threads, threads_for
 from pytest_muscle.models.local.linear import PackedLinear
 from pytest_muscle.models.local.scoring import ScoredBatch, Scores, output_logprobs, token_logprobs
+from pytest_muscle.models.local.transfers import sent
 from pytest_muscle.models.local.trie import Row, common_length
 
 if TYPE_CHECKING:
@@ -132,7 +133,8 @@ class _Walk:
     # Again, because it holds for one thread.
     @torch.inference_mode()
     def _row(self, batch: Sequence[Choices]) -> list[Scores]:
-        row, needed, targets = Row(len(self.prefix.tokens)), dict[int, int](), list[tuple[int, int]]()
+        row, needed = Row.behind(self.prefix, self.model.device), dict[int, int]()
+        targets = list[tuple[int, int]]()
         for choices in batch:
             row.begin()
             for choice in choices:
@@ -141,7 +143,7 @@ class _Walk:
                 for node, token in zip(path[-choice.scored :], choice.tokens[-choice.scored :], strict=True):
                     targets.append((needed.setdefault(node, len(needed)), token))
         plan = Segments(self.prefix, row.segments())
-        where, which = torch.tensor(targets, device=self.model.device).unbind(1)
+        where, which = sent(torch.tensor(targets), self.model.device).unbind(1)
         made = run(self.model, row.tokens, row.positions, plan, list(needed))
         if self.output and isinstance(self.output.layer, PackedLinear):
             found = output_logprobs(self.output.layer, made, where, which)

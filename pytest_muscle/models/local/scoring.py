@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pytest_muscle.models.local.batching import Budget, run_in_batches
+from pytest_muscle.models.local.transfers import sent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -102,11 +103,11 @@ def _forward(model: PreTrainedModel, batch: Sequence[Choices]) -> list[Scores]:
         [torch.tensor(row.tokens[:-1]) for row in rows], batch_first=True
     )
     first = min(len(row.tokens) - 1 - row.scored for row in rows)
-    logits = _logits_from(model, inputs.to(model.device), first)
+    logits = _logits_from(model, sent(inputs, model.device), first)
     sums = []
     for row, scores in zip(rows, logits, strict=True):
         end = len(row.tokens) - 1 - first
-        targets = torch.tensor(row.tokens[-row.scored :], device=logits.device)
+        targets = sent(torch.tensor(row.tokens[-row.scored :]), logits.device)
         positions = torch.arange(row.scored, device=logits.device)
         sums.append(math.fsum(token_logprobs(scores[end - row.scored : end], positions, targets).tolist()))
     values = iter(sums)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pytest_muscle.models.local.attention import Segment
+from pytest_muscle.models.local.attention import Prefix, Segment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,16 +22,23 @@ class Row:
     """The tokens of a trie behind ``depth`` tokens that all its sequences begin with."""
 
     depth: int
+    divided: bool = True
+    """Whether tokens that see nothing of each other are attended to apart."""
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     _parents: list[int] = field(default_factory=list)
     _children: dict[tuple[int, int], int] = field(default_factory=dict)
     _starts: list[int] = field(default_factory=list)
 
+    @classmethod
+    def behind(cls, prefix: Prefix, device: torch.device) -> Row:
+        """A row to be filled, in segments on a CPU only: a GPU takes less time for one large attention."""
+        return cls(len(prefix.tokens), divided=device.type == "cpu")
+
     def begin(self) -> None:
         """Say that what is inserted from here on may be attended to apart from what is there."""
         opened = len(self.tokens) - (self._starts[-1] if self._starts else 0)
-        if not self._starts or opened**2 > _COPY * self.depth:
+        if not self._starts or (self.divided and opened**2 > _COPY * self.depth):
             self._starts.append(len(self.tokens))
 
     def insert(self, sequence: Sequence[int]) -> list[int]:
