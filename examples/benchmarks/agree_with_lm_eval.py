@@ -67,13 +67,13 @@ def score_there(spec: str, cases: Sequence[GoldenCase], batch_size: int) -> Scor
     return loglikelihoods(harness(spec, batch_size), cases)
 
 
-def harness(spec: str, batch_size: int) -> HFLM:
-    """The harness's transformers model of a directory or .gguf file."""
+def harness(spec: str, batch_size: int | str, device: str = "cpu") -> HFLM:
+    """The harness's transformers model of a directory or .gguf file; its batch size may be ``auto``."""
     from lm_eval.models.huggingface import HFLM
 
     place = resolve_checkpoint(spec).base
     directory = converted_gguf(place) if place.is_file() else place
-    return HFLM(pretrained=str(directory), device="cpu", dtype="float32", batch_size=batch_size)
+    return HFLM(pretrained=str(directory), device=device, dtype="float32", batch_size=batch_size)
 
 
 def loglikelihoods(lm: HFLM, cases: Sequence[GoldenCase]) -> Scores:

@@ -121,26 +121,31 @@ def print_table(rounds: Sequence[Round], contestants: Mapping[str, Contestant[T]
 
     The ratio and the share of the floor are medians of the rounds' own; returns the ratio by the clock.
     """
-    medians = {name: statistics.median(r[name].cpu for r in rounds) for name in contestants}
-    best = min((name for name in medians if name not in (HERE, FLOOR)), key=medians.__getitem__)
+    clock = {name: statistics.median(r[name].wall for r in rounds) for name in contestants}
+    best = min((name for name in clock if name not in (HERE, FLOOR)), key=clock.__getitem__)
     print(f"{'':28}{'CPU s':>10}{'min':>8}{'max':>8}{'wall s':>10}{'tokens':>10}")
     for name, contestant in contestants.items():
         cpu = [r[name].cpu for r in rounds]
-        clock = statistics.median(r[name].wall for r in rounds)
-        spread = f"{medians[name]:10.2f}{min(cpu):8.2f}{max(cpu):8.2f}"
-        print(f"{name:28}{spread}{clock:10.2f}{contestant.tokens:10d}")
+        spread = f"{statistics.median(cpu):10.2f}{min(cpu):8.2f}{max(cpu):8.2f}"
+        print(f"{name:28}{spread}{clock[name]:10.2f}{contestant.tokens:10d}")
     cpu = [r[best].cpu / r[HERE].cpu for r in rounds]
     wall = [r[best].wall / r[HERE].wall for r in rounds]
     print(f"{best} / {HERE}, median of {len(rounds)} rounds: {statistics.median(cpu):.2f} in CPU time")
     print(f"(from {min(cpu):.2f} to {max(cpu):.2f}), {statistics.median(wall):.2f} on the clock")
     print(f"(from {min(wall):.2f} to {max(wall):.2f})")
+    if FLOOR in contestants:
+        print_share(rounds)
+    return statistics.median(wall)
+
+
+def print_share(rounds: Sequence[Round]) -> None:
+    """How near the rounds came to their floor."""
     busy = [r[FLOOR].cpu / r[HERE].cpu for r in rounds]
     whole = [r[FLOOR].wall / r[HERE].wall for r in rounds]
     print(
-        f"share of the floor: {statistics.median(busy):.0%} in CPU time ({min(busy):.0%} to {max(busy):.0%}),"
+        f"share of {FLOOR}: {statistics.median(busy):.0%} in CPU time ({min(busy):.0%} to {max(busy):.0%}),"
     )
     print(f"{statistics.median(whole):.0%} on the clock ({min(whole):.0%} to {max(whole):.0%})")
-    return statistics.median(wall)
 
 
 def print_row(work: str | None, result: str, bound: str = "") -> None:

@@ -2,13 +2,14 @@
 
     pip install lm-eval
     python multiple_choice.py MODEL GOLDEN.jsonl [--limit N] [--shots K] [--ways W] [--rounds 5]
-        [--batch-sizes 4 8] [--log ROUNDS.jsonl] [--row NAME] [--profile]
+        [--batch-sizes 4 8] [--device cpu] [--log ROUNDS.jsonl] [--row NAME] [--profile]
 
-The two run in turn, in float32 on the CPU, and nothing counts before their choices were seen to be the same.
+The two run in turn, in float32, and nothing counts before their choices were seen to be the same.
 ``--shots K`` puts K cases, drawn by seed and answered, before every other one; ``--ways W`` fills the choices
 up to W with those of the next cases. Prints each round, the median CPU seconds, the ratio to the harness at
 its best batch size, the tokens each ran, and the floor: the arithmetic of the tokens that are different, as
-plain matrix products that are timed in each round. ``--profile`` adds where this package's time goes.
+plain matrix products that are timed in each round, on a CPU. ``--profile`` adds where this package's time
+goes.
 """
 
 from __future__ import annotations
@@ -61,7 +62,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="first cases only")
     parser.add_argument("--shots", type=int, default=0, help="answered cases put before each prompt")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8], help="of lm-evaluation-harness")
+    parser.add_argument("--device", default="cpu", help="where both compute, such as cuda")
+    parser.add_argument(
+        "--batch-sizes",
+        type=lambda size: size if size == "auto" else int(size),
+        nargs="+",
+        default=[8],
+        help="of lm-evaluation-harness: numbers, or auto",
+    )
     parser.add_argument("--ways", type=int, default=2, help="choices of each case")
     parser.add_argument("--log", type=Path, help="file of rounds to go on with")
     parser.add_argument("--row", metavar="NAME", help="print the result as a row of README's table, too")
@@ -79,18 +87,18 @@ def main(arguments: list[str] | None = None) -> None:
 def compare(options: argparse.Namespace, cases: Sequence[GoldenCase]) -> None:
     """Time both, print the table and whether they gave the same answers."""
     checkpoint = resolve_checkpoint(options.model)
-    model = load_model(checkpoint, device="cpu", dtype="float32")
+    model = load_model(checkpoint, device=options.device, dtype="float32")
     pack_linears(model)
     tokenizer = load_tokenizer(checkpoint)
     encoder = Encoder(tokenizer, context_length(model.config, tokenizer), None)
-    lm = harness(options.model, options.batch_sizes[0])
+    lm = harness(options.model, options.batch_sizes[0], options.device)
 
     def here() -> Scores:
         requests = [encoder.choices(case) for case in cases]
         found = dict(pair for batch in score(model, requests, scoring_budget(model, None)) for pair in batch)
         return [found[i] or () for i in range(len(requests))]
 
-    def there(batch_size: int) -> Scores:
+    def there(batch_size: int | str) -> Scores:
         lm.batch_size_per_gpu = batch_size
         return loglikelihoods(lm, cases)
 
@@ -100,7 +108,7 @@ def compare(options: argparse.Namespace, cases: Sequence[GoldenCase]) -> None:
         for size in options.batch_sizes
     }
     least = arithmetic(model, [encoder.choices(case) for case in cases])
-    contestants = {HERE: ours, FLOOR: floor(least), **theirs}
+    contestants = {HERE: ours, **theirs} | ({FLOOR: floor(least)} if options.device == "cpu" else {})
 
     def check() -> None:
         for other in theirs.values():

@@ -156,7 +156,7 @@ def test_generation_benchmark_compares_texts(script, tiny_model: Path, tmp_path:
         return texts
 
     main = script("generation.py")["main"]
-    main.__globals__["harness"] = lambda spec, size: SimpleNamespace(model=model)
+    main.__globals__["harness"] = lambda spec, size, device: SimpleNamespace(model=model)
     main.__globals__["written"] = written
     with nullcontext() if same else pytest.raises(SystemExit, match="do not write the same"):
         main([str(tiny_model), str(golden), "--new-tokens", "5", "--rounds", "1"])
@@ -176,6 +176,27 @@ def test_generation_benchmark_compares_texts(script, tiny_model: Path, tmp_path:
 def test_large_runs_at_a_small_scale(script, capsys, arguments, told) -> None:
     script("large_runs.py")["main"](arguments)
     assert re.search(told, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("choices", [True, False])
+def test_recorded_cases_at_a_small_scale(script, capsys, choices: bool) -> None:
+    kind = ["--choices"] if choices else []
+    script("recorded_cases.py")["main"](["--cases", "60", "--rounds", "1", "--profile", *kind])
+    told = capsys.readouterr().out
+    assert "60 cases judged, 3 of them negative flips" in told
+    assert re.search(r"plain pytest +\d+\.\d +1\.00", told)
+    assert re.search(r"\d%  grading\n", told)
+
+
+def test_recorded_cases_that_do_not_flip_as_they_should_are_an_error(script) -> None:
+    main = script("recorded_cases.py")["main"]
+    main.__globals__["text_case"] = lambda number: (
+        {"prompt": "p", "answer": "a"},
+        {"text": "a"},
+        {"text": "a"},
+    )
+    with pytest.raises(SystemExit, match="60 of 60 cases judged, 0 flips found"):
+        main(["--cases", "60", "--rounds", "1"])
 
 
 def test_a_profile_names_what_takes_the_time(script, capsys) -> None:
