@@ -65,6 +65,8 @@ def summarise(comparison: Comparison, width: int = 80, colour: bool = False) -> 
 
 
 def _parts(comparison: Comparison, width: int) -> Iterator[RenderableType]:
+    from rich.padding import Padding
+
     yield f"old  {one_line(comparison.old.spec)}\nnew  {one_line(comparison.new.spec)}"
     if comparison.quadrants:
         yield _quadrants(comparison.quadrants)
@@ -84,7 +86,8 @@ def _parts(comparison: Comparison, width: int) -> Iterator[RenderableType]:
         yield _bias(bias)
         yield "\n".join([*preference_sentences(comparison), ""])
     if regressions := _regressions(comparison):
-        yield "\n".join(["worst regressions", *regressions, ""])
+        yield "worst regressions"
+        yield Padding("\n".join([*regressions, ""]), (0, 0, 0, 2))
     if comparison.adapter is not None:
         yield from _adapter(comparison.adapter)
     if inherited := list(inherited_sentences(comparison)):
@@ -263,7 +266,7 @@ def _regressions(comparison: Comparison) -> list[str]:
         key=lambda r: (comparison.outcomes[r.case.key].verdict is not Verdict.FAILED, r.delta or 0.0),
     )
     return [
-        f"  {one_line(r.case.dataset, 60)}::{one_line(r.case.id, 60)}  {change(r)}"
+        f"{one_line(r.case.dataset, 60)}::{one_line(r.case.id, 60)}  {change(r)}"
         for r in worst[:_MOST_REGRESSIONS]
     ]
 

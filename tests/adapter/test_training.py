@@ -27,6 +27,7 @@ from pytest_muscle.adapter.selection import Validation, select_epoch, select_rec
 from pytest_muscle.adapter.student import build_student, shares_base
 from pytest_muscle.errors import MuscleError
 from pytest_muscle.golden import GoldenCase
+from pytest_muscle.models import ModelOptions
 from pytest_muscle.models.checkpoint import load_tokenizer, resolve_checkpoint
 from pytest_muscle.models.local.encoding import Encoder
 from pytest_muscle.models.quiet import quiet
@@ -131,6 +132,21 @@ def test_cached_teachers_teach_what_live_ones_do(tiny_model, tiny_model_b, tmp_p
     assert_same(adapters["cached"], adapters["live"], 1e-4)
     # A long training sees its teachers by their moments.
     assert [len(stages[teacher]) for teacher in ("cached", "live")] == [2 * (epochs == 3), 0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "teacher"), [("bfloat16", "cached"), ("float16", "cached"), ("bfloat16", "live")]
+)
+def test_half_precision_learns_the_same(adapter, tiny_model, tiny_model_b, tmp_path, dtype, teacher):
+    exact, _ = adapter
+    options = ModelOptions(device="cpu", dtype=dtype)
+    result = train(tiny_model, tiny_model_b, tmp_path / "half", quick(teacher=teacher), options=options)
+    expected, found = (
+        [step["loss"] for step in json.loads((each.path / "adapter_report.json").read_text())["steps"]]
+        for each in (exact, result)
+    )
+    assert found == pytest.approx(expected, abs=0.02)
+    assert {each.dtype for each in weights(result.path).values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(("guard", "epochs"), [("none", 1), ("none", 2), ("right", 2)])

@@ -67,6 +67,13 @@ def test_the_worst_come_first():
     assert drops.index("::large") < drops.index("::small")
 
 
+def test_folded_regressions_keep_their_margin():
+    text = summarise(comparison(*results(both=4, lost=2, dataset=f"golden/{'long' * 12}.jsonl")))
+    told = text.partition("worst regressions\n")[2].partition("\n\n")[0].splitlines()
+    assert len(told) > 2
+    assert all(line.startswith("  ") and len(line) <= 80 for line in told)
+
+
 def test_generations_show_their_scores():
     text = summarise(comparison(scored(0.5, 0.75), scored(0.5, 0.48)))
     flat = " ".join(text.split())
