@@ -22,6 +22,7 @@ from pathlib import Path
 from recorded_cases import Contestant
 
 RUN = [
+    *("-p", "pytest_muscle.plugin"),
     "--muscle-old=recorded:old.jsonl",
     "--muscle-new=recorded:new.jsonl",
     "--muscle-golden=golden.jsonl",
