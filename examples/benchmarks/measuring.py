@@ -228,6 +228,26 @@ def floor(operations: float) -> Contestant[Any]:
     return Contestant(run)
 
 
+def parsed(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """The command line of a benchmark against lm-evaluation-harness; adds what these have in common."""
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu", help="where both compute, such as cuda")
+    parser.add_argument(
+        "--batch-sizes",
+        type=lambda size: size if size == "auto" else int(size),
+        nargs="+",
+        default=[8],
+        help="of lm-evaluation-harness: numbers, or auto",
+    )
+    parser.add_argument("--log", type=Path, help="file of rounds to go on with")
+    parser.add_argument("--row", metavar="NAME", help="print the result as a row of README's table, too")
+    parser.add_argument("--profile", action="store_true", help="say where the time goes")
+    options = parser.parse_args(arguments)
+    if options.profile:
+        require_one_thread(parser)
+    return options
+
+
 def require_one_thread(parser: argparse.ArgumentParser) -> None:
     """Refuse to profile several threads: the profiler sees one."""
     if torch.get_num_threads() > 1:

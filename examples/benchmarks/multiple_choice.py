@@ -31,11 +31,11 @@ from measuring import (
     floor,
     interleaved,
     linear_sizes,
+    parsed,
     print_machine,
     print_profile,
     print_row,
     print_table,
-    require_one_thread,
 )
 
 from pytest_muscle.errors import MuscleError
@@ -61,22 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("golden", type=Path, help="golden dataset of multiple choice cases")
     parser.add_argument("--limit", type=int, help="first cases only")
     parser.add_argument("--shots", type=int, default=0, help="answered cases put before each prompt")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cpu", help="where both compute, such as cuda")
-    parser.add_argument(
-        "--batch-sizes",
-        type=lambda size: size if size == "auto" else int(size),
-        nargs="+",
-        default=[8],
-        help="of lm-evaluation-harness: numbers, or auto",
-    )
     parser.add_argument("--ways", type=int, default=2, help="choices of each case")
-    parser.add_argument("--log", type=Path, help="file of rounds to go on with")
-    parser.add_argument("--row", metavar="NAME", help="print the result as a row of README's table, too")
-    parser.add_argument("--profile", action="store_true", help="say where the time goes")
-    options = parser.parse_args(arguments)
-    if options.profile:
-        require_one_thread(parser)
+    options = parsed(parser, arguments)
     try:
         cases = few_shot(multiple_choice_cases(options.golden), options.shots)[: options.limit]
         compare(options, widened(cases, options.ways))
