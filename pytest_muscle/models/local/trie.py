@@ -32,7 +32,7 @@ class Row:
 
     @classmethod
     def behind(cls, prefix: Prefix, device: torch.device) -> Row:
-        """A row to be filled, in segments on a CPU only: a GPU takes less time for one large attention."""
+        """A row to be filled, in segments on a CPU only: a GPU would launch each of them in each layer."""
         return cls(len(prefix.tokens), divided=device.type == "cpu")
 
     def begin(self) -> None:
