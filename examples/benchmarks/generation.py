@@ -78,10 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
 def compare(options: argparse.Namespace, cases: Sequence[GoldenCase]) -> None:
     """Time both, print the table and whether they gave the same texts."""
     checkpoint = resolve_checkpoint(options.model)
-    model, tokenizer = (
-        load_model(checkpoint, device=options.device, dtype="float32"),
-        load_tokenizer(checkpoint),
-    )
+    model = load_model(checkpoint, device=options.device, dtype="float32")
+    tokenizer = load_tokenizer(checkpoint)
     pack_linears(model)
     encoder = Encoder(tokenizer, context_length(model.config, tokenizer), None)
     lm = harness(options.model, options.batch_sizes[0], options.device)
@@ -101,8 +99,7 @@ def compare(options: argparse.Namespace, cases: Sequence[GoldenCase]) -> None:
         f"lm-eval, batches of {size}": Contestant(partial(there, size), lm.model)
         for size in options.batch_sizes
     }
-    ours.timed()
-    new = sum(len(tokenizer.encode(text or "")) for text in ours.answer or [])
+    new = sum(len(tokenizer.encode(text or "")) for text in here())
     least = arithmetic(model, [encoder.prompt(case).tokens for case in cases], new)
     contestants = {HERE: ours, **theirs} | ({FLOOR: floor(least)} if options.device == "cpu" else {})
 
